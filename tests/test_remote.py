@@ -1,0 +1,180 @@
+"""Readiness probes and the command line's client, against real sockets."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trioswap.remote import Prober, daemon_client
+
+GUARD = 30  # seconds; only a hang gets there
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@pytest.fixture
+async def prober():
+    prober = Prober()
+    with trio.fail_after(GUARD):
+        yield prober
+    await prober.aclose()
+
+
+@pytest.fixture
+def serve(nursery):
+    """Start a server that says *answer* to every connection and waits for the client to close."""
+
+    async def start(answer, seen=None):
+        async def script(stream):
+            request = await stream.receive_some()
+            if seen is not None:
+                seen.append(request)
+            if answer:
+                await stream.send_all(answer)
+            await stream.receive_some()
+
+        listeners = await nursery.start(partial(trio.serve_tcp, script, 0, host="127.0.0.1"))
+        return f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+
+    return start
+
+
+@pytest.fixture
+def nobody():
+    """The URL of a port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_only_200_is_ready(serve, prober):
+    """200 is ready and everything else says what it was, redirects included."""
+    assert await prober.ready(await serve(OK) + "/health") is None
+    for head in (b"503 Loading", b"404 Not Found", b"204 No Content", b"301 Moved\r\nLocation: /"):
+        url = await serve(OK.replace(b"200 OK", head))
+        assert await prober.ready(url) == f"answered {int(head[:3])}"
+
+
+async def test_the_path_is_asked_for(serve, prober):
+    """The probe is a GET of exactly the URL."""
+    seen = []
+    await prober.ready(await serve(OK, seen) + "/v1/health?deep=1")
+    assert seen[0].startswith(b"GET /v1/health?deep=1 HTTP/1.1\r\n")
+
+
+async def test_a_refused_connection_is_a_value(nobody, prober):
+    """Before the server binds its port the reason is that nobody is there, and the prober can go on."""
+    for _ in range(2):
+        assert await prober.ready(nobody) == "connection refused"
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
+async def test_a_server_that_speaks_no_http_is_a_value(serve, prober, answer):
+    """Something else on the port is a reason, not an exception."""
+    why = await prober.ready(await serve(answer))
+    assert why
+    assert "200" not in why
+
+
+async def test_an_endless_body_is_not_waited_for(serve, prober):
+    """The head of the answer decides: a body that never ends does not delay it."""
+    assert await prober.ready(await serve(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nx")) is None
+
+
+async def test_a_hanging_server_is_given_up_after_five_seconds(serve, autojump_clock):
+    """A server that takes the connection and says nothing has not answered."""
+    prober, started = Prober(), trio.current_time()
+    assert await prober.ready(await serve(b"")) == "no answer within 5 s"
+    assert trio.current_time() - started == pytest.approx(5)
+    await prober.aclose()
+
+
+async def test_each_probe_has_its_own_connection(prober, nursery):
+    """No connection is kept: it might belong to the process that had the port before."""
+    numbers, closed = [], []
+
+    async def script(stream):
+        number = len(numbers)
+        numbers.append(number)
+        while await stream.receive_some():
+            await stream.send_all(OK)
+        closed.append(number)
+
+    listeners = await nursery.start(partial(trio.serve_tcp, script, 0, host="127.0.0.1"))
+    url = f"http://127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+    for _ in range(3):
+        assert await prober.ready(url) is None
+    await wait_all_tasks_blocked()
+    assert closed == numbers == [0, 1, 2]
+
+
+async def test_probes_do_not_wait_for_each_other(serve, prober):
+    """A hundred servers that hang do not keep a prober from asking another one."""
+    hanging = await serve(b"")
+    async with trio.open_nursery() as nursery:
+        for _ in range(120):  # more than the client library's default limit of 100
+            nursery.start_soon(prober.ready, hanging)
+        await wait_all_tasks_blocked()
+        with trio.fail_after(4):
+            assert await prober.ready(await serve(OK)) is None
+        nursery.cancel_scope.cancel(reason="test")
+
+
+async def test_a_proxy_of_the_environment_is_not_asked(serve, prober, nobody, monkeypatch):
+    """Probes go straight to the server."""
+    monkeypatch.setenv("HTTP_PROXY", nobody)
+    monkeypatch.setenv("http_proxy", nobody)
+    assert await prober.ready(await serve(OK)) is None
+
+
+async def test_a_cancelled_probe_leaves_nothing(serve, prober):
+    """Cancelled while it waits for the answer, a probe leaves no socket open."""
+    url = await serve(b"")
+    await prober.ready("http://127.0.0.1:1")  # the client is made now, not in between
+
+    def sockets():
+        return [path for path in Path("/proc/self/fd").iterdir() if path.is_socket()]
+
+    before = len(sockets())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(prober.ready, url)
+        await wait_all_tasks_blocked()
+        assert len(sockets()) == before + 2  # both ends are ours here
+        nursery.cancel_scope.cancel(reason="test")
+    await wait_all_tasks_blocked()
+    assert len(sockets()) == before
+
+
+async def test_a_prober_that_never_probed_can_be_closed():
+    """Closing needs no probe before."""
+    await Prober().aclose()
+
+
+# ---- the command line's client ----
+
+
+@pytest.mark.parametrize("key", ["secret", None])
+async def test_the_daemon_is_asked_with_the_key(serve, key):
+    """Paths are below the daemon's URL, and the key goes as a bearer token when there is one."""
+    seen = []
+    url = await serve(OK, seen)
+
+    def ask():
+        with daemon_client(url, key) as client:
+            return client.get("/running").text
+
+    with trio.fail_after(GUARD):
+        assert await trio.to_thread.run_sync(ask) == "ok"
+    assert seen[0].startswith(b"GET /running HTTP/1.1\r\n")
+    assert (b"bearer secret" in seen[0].lower()) is (key is not None)
+    assert (b"authorization" in seen[0].lower()) is (key is not None)
+
+
+def test_only_answers_are_waited_for_without_end():
+    """A load may take minutes; a daemon that is not there is told within seconds."""
+    with daemon_client("http://127.0.0.1:1", None) as client:
+        assert client.timeout.read is None
+        assert client.timeout.connect == 5.0

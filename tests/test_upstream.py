@@ -1,0 +1,808 @@
+"""The client toward model servers, against real sockets whose other end says awkward things."""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from trioswap import upstream
+from trioswap.errors import BadRequest, UpstreamFailed
+from trioswap.upstream import Upstream, end_to_end
+
+GUARD = 30  # seconds; only a hang gets there
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+HUGE = b"x" * (32 * 2**20)  # more than all socket buffers between us and a server hold
+
+
+class Peer:
+    """The server's end of one connection."""
+
+    def __init__(self, number, stream):
+        self.number, self.stream = number, stream
+
+    async def request(self):
+        """One whole request, as it came; b"" when the client closed."""
+        data = b""
+        while b"\r\n\r\n" not in data:
+            more = await self.stream.receive_some()
+            if not more:
+                assert data == b"", "closed in the middle of a head"
+                return b""
+            data += more
+        head, _, body = data.partition(b"\r\n\r\n")
+        for line in head.lower().split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                while len(body) < int(line.split(b":")[1]):
+                    body += await self.stream.receive_some()
+        return head + b"\r\n\r\n" + body
+
+    async def head(self):
+        """The first bytes of a request; the rest stays unread."""
+        return await self.stream.receive_some(10)
+
+    async def say(self, data):
+        await self.stream.send_all(data)
+
+    async def gone(self):
+        """Return when the client has closed its end, whatever it sent before."""
+        try:
+            while await self.stream.receive_some():
+                pass
+        except trio.BrokenResourceError:  # closed with bytes unread: a reset
+            pass
+
+    def reset(self):
+        """Close so that the client sees "connection reset"."""
+        self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        self.stream.socket.close()
+
+
+class Server:
+    """A model server that does on each connection what a test says."""
+
+    def __init__(self, script):
+        self.script, self.connections, self.requests = script, 0, []
+
+    async def start(self, nursery):
+        listeners = await nursery.start(partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1"))
+        self.port = listeners[0].socket.getsockname()[1]
+
+    async def _serve(self, stream):
+        peer = Peer(self.connections, stream)
+        self.connections += 1
+        await self.script(peer)
+
+
+@pytest.fixture
+async def serve(nursery):
+    """Start a server; gives it and an Upstream that talks to it."""
+    made = []
+
+    async def start(script, base=""):
+        server = Server(script)
+        await server.start(nursery)
+        made.append(Upstream("m", f"http://127.0.0.1:{server.port}{base}"))
+        return server, made[-1]
+
+    with trio.fail_after(GUARD):
+        yield start
+    for up in made:
+        up.close()
+
+
+def saying(*answers):
+    """A script: to each request on a connection the next of *answers*, then wait for the client to close."""
+
+    async def script(peer):
+        for answer in answers:
+            await peer.request()
+            await peer.say(answer)
+        await peer.gone()
+
+    return script
+
+
+def closing_after(answer):
+    """A script: one answer, then the end of the connection."""
+
+    async def script(peer):
+        await peer.request()
+        await peer.say(answer)
+
+    return script
+
+
+async def ask(up, method="GET", target=b"/", headers=(), body=b""):
+    """One whole exchange: status, headers, body."""
+    async with up.request(method, target, headers, body) as response:
+        return response.status, response.headers, b"".join([chunk async for chunk in response.chunks()])
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+# ---- what the server is sent ----
+
+
+async def seen(serve, *args, base=""):
+    """The request as the server got it: head lines and body."""
+    got = []
+
+    async def script(peer):
+        got.append(await peer.request())
+        await peer.say(OK)
+
+    server, up = await serve(script, base)
+    assert await ask(up, *args) == (200, [(b"content-length", b"2")], b"ok")
+    head, _, body = got[0].partition(b"\r\n\r\n")
+    return head.replace(b":%d" % server.port, b":PORT").split(b"\r\n"), body
+
+
+async def test_a_request_arrives_as_it_was_given(serve):
+    """Method, target, headers in their order and writing, and body reach the server; the length is ours."""
+    headers = [(b"Host", b"client.example"), (b"X-One", b"1"), (b"x-two", b"2"), (b"X-One", b"3")]
+    lines, body = await seen(serve, "POST", b"/v1/chat?x=%20&y", headers, b'{"a": 1}')
+    assert lines == [
+        b"POST /v1/chat?x=%20&y HTTP/1.1",
+        b"Host: client.example",
+        b"X-One: 1",
+        b"x-two: 2",
+        b"X-One: 3",
+        b"content-length: 8",
+    ]
+    assert body == b'{"a": 1}'
+
+
+async def test_fields_of_the_client_s_connection_stay_behind(serve):
+    """Hop-by-hop fields, those that Connection names, and wrong framing do not reach the server."""
+    headers = [
+        (b"Connection", b"close, X-Private"),
+        (b"X-Private", b"1"),
+        (b"Keep-Alive", b"timeout=5"),
+        (b"Proxy-Connection", b"keep-alive"),
+        (b"Proxy-Authorization", b"Basic x"),
+        (b"TE", b"trailers"),
+        (b"Trailer", b"x"),
+        (b"Transfer-Encoding", b"chunked"),
+        (b"Upgrade", b"websocket"),
+        (b"Content-Length", b"999"),
+        (b"Expect", b"100-continue"),
+        (b"Authorization", b"Bearer x"),
+    ]
+    lines, _ = await seen(serve, "POST", b"/", headers, b"hi")
+    assert lines == [b"POST / HTTP/1.1", b"host: 127.0.0.1:PORT", b"Authorization: Bearer x", b"content-length: 2"]
+
+
+@pytest.mark.parametrize(("method", "expected"), [("POST", True), ("PUT", True), ("PATCH", True), ("GET", False)])
+async def test_an_empty_body_has_a_length_where_one_is_expected(serve, method, expected):
+    """POST, PUT and PATCH without a body say so; GET says nothing."""
+    lines, _ = await seen(serve, method, b"/")
+    assert (b"content-length: 0" in lines) is expected
+
+
+@pytest.mark.parametrize(
+    ("base", "target", "expected"),
+    [
+        ("", b"/v1/models", b"/v1/models"),
+        ("/api", b"/v1/models?x=1", b"/api/v1/models?x=1"),
+        ("/api/", b"/v1/models", b"/api/v1/models"),
+        ("/api?key=1", b"/v1/models", b"/api/v1/models?key=1"),
+        ("/api?key=1", b"/v1/models?x=1?", b"/api/v1/models?key=1&x=1?"),
+    ],
+)
+async def test_path_and_query_of_the_base_come_first(serve, base, target, expected):
+    """The base URL's path is put before the request's, and its query before the request's."""
+    lines, _ = await seen(serve, "GET", target, base=base)
+    assert lines[0] == b"GET " + expected + b" HTTP/1.1"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers"),
+    [
+        ("GET", b"/a b", []),
+        ("GET", b"/\xc3\xa9", []),
+        ("GET", b"", []),
+        ("GET", b"/", [(b"x", b"a\r\nb: c")]),
+        ("GET", b"/", [(b"host", b"a"), (b"host", b"b")]),
+        ("G T", b"/", []),
+        ("CONNECT", b"/", []),
+    ],
+)
+async def test_what_http_1_1_cannot_say_is_the_client_s_fault(serve, method, target, headers):
+    """A request that another protocol allowed and HTTP/1.1 does not is refused before anything is sent."""
+    server, up = await serve(saying(OK))
+    with pytest.raises(BadRequest):
+        await ask(up, method, target, headers)
+    await wait_all_tasks_blocked()
+    assert server.connections == 0
+
+
+def test_end_to_end_keeps_the_rest():
+    """Repeated fields and their order survive; names are matched whatever their letters."""
+    headers = [(b"Set-Cookie", b"a"), (b"CONNECTION", b"Foo"), (b"foo", b"1"), (b"set-cookie", b"b")]
+    assert end_to_end(headers) == [(b"Set-Cookie", b"a"), (b"set-cookie", b"b")]
+
+
+# ---- what comes back ----
+
+
+async def test_fields_of_the_server_s_connection_stay_behind(serve):
+    """The answer's hop-by-hop fields and those it names are removed, repeated ones are kept."""
+    answer = (
+        b"HTTP/1.1 201 Created\r\nConnection: close, x-hop\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\n"
+        b"Set-Cookie: a\r\nSet-Cookie: b\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    )
+    _, up = await serve(saying(answer))
+    assert await ask(up) == (201, [(b"set-cookie", b"a"), (b"set-cookie", b"b")], b"")
+    assert up.idle == 0
+
+
+async def test_interim_answers_are_skipped(serve):
+    """100 and 103 are not the answer."""
+    _, up = await serve(saying(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK))
+    assert await ask(up) == (200, [(b"content-length", b"2")], b"ok")
+
+
+async def test_a_head_may_come_in_single_bytes(serve):
+    """However slowly the head comes, it is one head."""
+
+    async def script(peer):
+        await peer.request()
+        for byte in OK:
+            await peer.say(bytes([byte]))
+        await peer.gone()
+
+    _, up = await serve(script)
+    assert (await ask(up))[2] == b"ok"
+    assert up.idle == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "answer"),
+    [
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n"),
+        ("GET", b"HTTP/1.1 204 No Content\r\n\r\n"),
+        ("GET", b"HTTP/1.1 304 Not Modified\r\nContent-Length: 500\r\n\r\n"),
+    ],
+)
+@pytest.mark.parametrize("read", [True, False])
+async def test_answers_without_a_body(serve, method, answer, read):
+    """No body is waited for, and the connection serves again whether the body was asked for or not."""
+    server, up = await serve(saying(answer, OK))
+    async with up.request(method, b"/", [], b"") as response:
+        if read:
+            assert [chunk async for chunk in response.chunks()] == []
+    assert await ask(up) == (200, [(b"content-length", b"2")], b"ok")
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+async def test_a_body_may_end_with_the_connection(serve, version):
+    """Without a length the body is what comes until the server closes; such a connection is not kept."""
+    _, up = await serve(closing_after(b"HTTP/%b 200 OK\r\n\r\nall of it" % version))
+    assert await ask(up) == (200, [], b"all of it")
+    assert up.idle == 0
+
+
+async def test_one_read_is_one_piece(serve):
+    """HTTP chunks that came together are handed on together, and nothing is held back for more to come."""
+    more = trio.Event()
+
+    async def script(peer):
+        await peer.request()
+        await peer.say(CHUNKED + b"1\r\na\r\n1\r\nb\r\n")
+        await more.wait()
+        await peer.say(b"1\r\nc\r\n2;ext=1\r\nde\r\n0\r\nTrailer: x\r\n\r\n")
+        await peer.gone()
+
+    _, up = await serve(script)
+    async with up.request("GET", b"/", [], b"") as response:
+        pieces = response.chunks()
+        assert await anext(pieces) == b"ab"
+        more.set()
+        assert await anext(pieces) == b"cde"
+        with pytest.raises(StopAsyncIteration):
+            await anext(pieces)
+    assert up.idle == 1
+
+
+async def test_a_long_body_comes_whole(serve):
+    """A body of many reads arrives unchanged, in pieces no larger than a read."""
+    body = bytes(range(256)) * 40_000
+    _, up = await serve(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body))
+    async with up.request("GET", b"/", [], b"") as response:
+        pieces = [piece async for piece in response.chunks()]
+    assert b"".join(pieces) == body
+    assert max(map(len, pieces)) <= upstream.READ_SIZE
+
+
+async def test_a_long_head_is_legal(serve):
+    """A head of 200 KiB is passed on."""
+    _, up = await serve(saying(OK.replace(b"\r\n\r\n", b"\r\nX-Debug: " + b"d" * 200 * 1024 + b"\r\n\r\n")))
+    _, headers, body = await ask(up)
+    assert len(headers[1][1]) == 200 * 1024
+    assert body == b"ok"
+
+
+async def test_a_body_is_read_inside_its_block_only(serve):
+    """Pieces of an answer cannot be taken from the next request on the same connection."""
+    _, up = await serve(saying(OK, OK))
+    async with up.request("GET", b"/", [], b"") as response:
+        pieces = response.chunks()
+        assert await anext(pieces) == b"ok"
+    async with up.request("GET", b"/", [], b""):
+        with pytest.raises(AssertionError, match="inside the block"):
+            await anext(pieces)
+
+
+# ---- what goes wrong ----
+
+
+@pytest.mark.parametrize(
+    ("answer", "before"),
+    [
+        (b"", True),
+        (b"HTTP/1.1 200 OK\r\nContent-", False),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", False),
+        (b"SSH-2.0-OpenSSH_9.6\r\n\r\n", False),
+        (b"\x16\x03\x01\x00", False),
+        (b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 300 * 1024, False),
+    ],
+)
+async def test_no_answer_is_an_error_that_says_whether_a_byte_came(serve, answer, before):
+    """A fresh connection that yields no proper head fails once, is not tried again, and tells if it may be."""
+    server, up = await serve(closing_after(answer))
+    with pytest.raises(UpstreamFailed) as caught:
+        await ask(up)
+    assert caught.value.before_first_byte is before
+    assert caught.value.model == "m"
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf",
+        CHUNKED + b"4\r\nhalf\r\n",
+        CHUNKED + b"8\r\nhalf",
+        CHUNKED + b"4\r\nhalf\r\n0\r\n",
+        CHUNKED + b"4\r\nhalf",
+    ],
+)
+async def test_a_broken_off_body_is_not_taken_for_a_whole_one(serve, answer):
+    """A body shorter than announced is handed on and then ends in an error."""
+    _, up = await serve(closing_after(answer))
+    async with up.request("GET", b"/", [], b"") as response:
+        pieces, got = response.chunks(), b""
+        with pytest.raises(UpstreamFailed) as caught:  # noqa: PT012 - how many reads it takes is the kernel's affair
+            while True:
+                got += await anext(pieces)
+    assert got == b"half"
+    assert caught.value.before_first_byte is False
+    assert up.idle == 0
+
+
+async def test_garbage_between_chunks_is_an_error(serve):
+    """What is no chunk is not handed on as one."""
+    _, up = await serve(saying(CHUNKED + b"not a length\r\n"))
+    with pytest.raises(UpstreamFailed, match="illegal chunk header"):
+        await ask(up)
+
+
+async def test_a_reset_is_an_error_in_its_own_words(serve):
+    """A reset in the middle of a body says what happened."""
+    more = trio.Event()
+
+    async def script(peer):
+        await peer.request()
+        await peer.say(CHUNKED + b"4\r\nhalf\r\n")
+        await more.wait()
+        peer.reset()
+
+    _, up = await serve(script)
+    async with up.request("GET", b"/", [], b"") as response:
+        pieces = response.chunks()
+        assert await anext(pieces) == b"half"
+        more.set()
+        with pytest.raises(UpstreamFailed, match="connection reset by peer"):
+            await anext(pieces)
+
+
+async def test_nobody_listens():
+    """A refused connection is an error before the first byte, and says so."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(UpstreamFailed, match="connection refused") as caught:
+        await ask(Upstream("m", f"http://127.0.0.1:{port}"))
+    assert caught.value.before_first_byte is True
+
+
+@pytest.fixture
+def full_port():
+    """A port whose queue of connections is full: who connects to it waits."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        waiting = []
+        try:
+            # The kernel lets one more in than it is told; three are certain to fill it.
+            for _ in range(3):
+                waiting.append(socket.socket())
+                waiting[-1].setblocking(False)
+                waiting[-1].connect_ex(listener.getsockname())
+            yield listener.getsockname()[1]
+        finally:
+            for each in waiting:
+                each.close()
+
+
+async def test_a_connection_is_not_waited_for_for_ever(full_port, autojump_clock):
+    """A server that accepts nobody is given up after 30 seconds, and nothing is left open."""
+    up, before, started = Upstream("m", f"http://127.0.0.1:{full_port}"), open_files(), trio.current_time()
+    with pytest.raises(UpstreamFailed, match="no connection within 30 s") as caught:
+        await ask(up)
+    assert caught.value.before_first_byte is True
+    assert trio.current_time() - started == pytest.approx(30)
+    assert open_files() == before
+
+
+# ---- the pool ----
+
+
+async def test_a_connection_serves_one_request_after_the_other(serve):
+    """Requests one after another share a connection."""
+    server, up = await serve(saying(*[OK] * 5))
+    for _ in range(5):
+        assert (await ask(up, "POST", body=b"hello"))[0] == 200
+    assert (server.connections, up.idle) == (1, 1)
+    assert repr(up) == f"<Upstream m at http://127.0.0.1:{server.port}: 1 idle>"
+
+
+async def test_requests_at_the_same_time_have_their_own_connections(serve):
+    """At most ten connections stay; what is more is closed."""
+    server, up = await serve(saying(OK, OK))
+    open_now, all_open = 0, trio.Event()
+
+    async def one():
+        nonlocal open_now
+        async with up.request("GET", b"/", [], b"") as response:
+            open_now += 1
+            if open_now == 12:
+                all_open.set()
+            await all_open.wait()
+            assert [chunk async for chunk in response.chunks()] == [b"ok"]
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(12):
+            nursery.start_soon(one)
+    assert (server.connections, up.idle) == (12, 10)
+
+
+async def test_the_newest_idle_connection_is_used_first(serve):
+    """What was used last is used next."""
+
+    async def script(peer):
+        while await peer.request():
+            await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % peer.number)
+
+    _, up = await serve(script)
+    async with up.request("GET", b"/", [], b"") as outer:
+        assert (await ask(up))[2] == b"1"  # given back first
+        assert [chunk async for chunk in outer.chunks()] == [b"0"]  # given back last
+    assert (await ask(up))[2] == b"0"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        OK + b"HTTP/1.1 200 OK\r\n",
+        OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+        OK.replace(b"1.1", b"1.0"),
+    ],
+)
+async def test_a_doubtful_connection_is_closed(serve, answer):
+    """After bytes nobody asked for, or an announced end, the next request gets a new connection."""
+    server, up = await serve(saying(answer))
+    assert (await ask(up))[2] == b"ok"
+    assert up.idle == 0
+    assert (await ask(up))[2] == b"ok"
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize("late", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nwrong"])
+async def test_an_idle_connection_that_spoke_or_ended_is_not_used(serve, late):
+    """What a server says without being asked is never the answer to the next request."""
+    now, done = trio.Event(), trio.Event()
+
+    async def script(peer):
+        await peer.request()
+        await peer.say(OK)
+        if peer.number == 0:
+            await now.wait()
+            await (peer.say(late) if late else peer.stream.aclose())
+            done.set()
+        if late:
+            await peer.gone()
+
+    server, up = await serve(script)
+    assert (await ask(up))[2] == b"ok"
+    assert up.idle == 1
+    now.set()
+    await done.wait()
+    assert (await ask(up))[2] == b"ok"
+    assert server.connections == 2
+
+
+def failing_when_reused(*, how):
+    """A script: the first connection answers once and fails with its second request; others answer."""
+
+    async def script(peer):
+        script.requests.append(await peer.request())
+        await peer.say(OK)
+        if peer.number == 0:
+            script.requests.append(await peer.request())
+            await how(peer)
+        else:
+            await peer.gone()
+
+    script.requests = []
+    return script
+
+
+async def reset(peer):
+    peer.reset()
+
+
+async def close(peer):
+    await peer.stream.aclose()
+
+
+@pytest.mark.parametrize("how", [reset, close])
+async def test_a_request_on_a_dead_idle_connection_is_sent_again(serve, how):
+    """When a reused connection ends without a byte, a fresh one serves the same request."""
+    script = failing_when_reused(how=how)
+    server, up = await serve(script)
+    await ask(up)
+    assert (await ask(up, "POST", b"/x", [], b"payload"))[2] == b"ok"
+    assert server.connections == 2
+    assert script.requests[1] == script.requests[2]
+    assert script.requests[2].endswith(b"payload")
+
+
+async def test_a_request_is_sent_again_only_once(serve):
+    """When the fresh connection fails too, the request has failed, though another idle one is there."""
+
+    async def script(peer):
+        if peer.number < 2:
+            await peer.request()
+            await peer.say(OK)
+        await peer.request()
+
+    server, up = await serve(script)
+    async with up.request("GET", b"/", [], b"") as response:
+        await ask(up)
+        assert [chunk async for chunk in response.chunks()] == [b"ok"]
+    assert up.idle == 2
+    with pytest.raises(UpstreamFailed) as caught:
+        await ask(up)
+    assert caught.value.before_first_byte is True
+    assert (server.connections, up.idle) == (3, 1)
+
+
+async def test_a_request_that_was_answered_in_part_is_not_sent_again(serve):
+    """After the first byte of an answer there is no second try."""
+
+    async def how(peer):
+        await peer.say(b"HTTP/1.1 2")
+        await peer.stream.aclose()
+
+    server, up = await serve(failing_when_reused(how=how))
+    await ask(up)
+    with pytest.raises(UpstreamFailed) as caught:
+        await ask(up)
+    assert caught.value.before_first_byte is False
+    assert server.connections == 1
+
+
+async def test_closing_ends_what_is_idle_and_what_would_be_new(serve):
+    """After close, idle connections are gone, new requests fail, and one under way ends as usual but is not kept."""
+    gone = []
+
+    async def script(peer):
+        await saying(OK)(peer)
+        gone.append(peer.number)
+
+    _, up = await serve(script)
+    async with up.request("GET", b"/", [], b"") as response:
+        await ask(up)
+        up.close()
+        await wait_all_tasks_blocked()
+        assert gone == [1]
+        with pytest.raises(UpstreamFailed, match="has been stopped") as caught:
+            await ask(up)
+        assert caught.value.before_first_byte is True
+        assert [chunk async for chunk in response.chunks()] == [b"ok"]
+    await wait_all_tasks_blocked()
+    assert gone == [1, 0]
+    assert "closed" in repr(up)
+
+
+async def test_a_connection_made_while_closing_is_not_used(serve, monkeypatch):
+    """A connection that comes up after close may be to another process, so nothing is sent on it."""
+    got = []
+
+    async def script(peer):
+        got.append(await peer.request())
+
+    _, up = await serve(script)
+    connect = trio.open_tcp_stream
+
+    async def slowly(*address):
+        stream = await connect(*address)
+        up.close()
+        return stream
+
+    monkeypatch.setattr(trio, "open_tcp_stream", slowly)
+    with pytest.raises(UpstreamFailed, match="has been stopped"):
+        await ask(up)
+    await wait_all_tasks_blocked()
+    assert got == [b""]
+
+
+# ---- large bodies ----
+
+
+async def test_a_large_body_arrives_whole(serve):
+    """A body larger than all buffers reaches the server unchanged, and the connection is kept."""
+    body = bytes(range(256)) * 40_000
+    got = []
+
+    async def script(peer):
+        got.append((await peer.request()).partition(b"\r\n\r\n")[2])
+        await peer.say(OK)
+        await peer.gone()
+
+    _, up = await serve(script)
+    assert (await ask(up, "POST", body=body))[2] == b"ok"
+    assert got == [body]
+    assert up.idle == 1
+
+
+async def test_an_early_refusal_is_heard_while_the_body_is_still_being_sent(serve):
+    """A server that answers without reading the body, and waits, is heard; the half-used connection is closed."""
+    left = trio.Event()
+
+    async def script(peer):
+        await peer.head()
+        await peer.say(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+        await peer.gone()
+        left.set()
+
+    _, up = await serve(script)
+    assert await ask(up, "POST", body=HUGE) == (413, [(b"content-length", b"3")], b"big")
+    assert up.idle == 0
+    await left.wait()
+
+
+async def test_an_early_refusal_is_heard_when_the_server_hangs_up(serve):
+    """The answer of a server that closes on a body it did not read is not lost to the broken connection."""
+
+    async def script(peer):
+        await peer.head()
+        await peer.say(b"HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno")
+
+    _, up = await serve(script)
+    assert await ask(up, "POST", body=HUGE) == (401, [(b"content-length", b"2")], b"no")
+    assert up.idle == 0
+
+
+async def test_a_send_that_breaks_does_not_hide_the_answer(serve):
+    """Answer and reset may be there at once; whether we notice as sender or as reader first, the answer counts."""
+
+    async def script(peer):
+        await peer.head()
+        # No checkpoint between the two: both tasks of the client wake, and Trio runs them in random order.
+        os.write(peer.stream.socket.fileno(), b"HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\nno")
+        peer.reset()
+
+    _, up = await serve(script)
+    for _ in range(20):
+        assert await ask(up, "POST", body=HUGE) == (401, [(b"content-length", b"2")], b"no")
+
+
+async def test_a_server_may_answer_while_it_reads(serve):
+    """An answer that starts before the body is through does not stop the body."""
+
+    async def script(peer):
+        await peer.head()
+        await peer.say(b"HTTP/1.1 100 Continue\r\n\r\n" + CHUNKED + b"5\r\nearly\r\n")
+        total = 10
+        while not (data := await peer.stream.receive_some()).endswith(b"!"):
+            total += len(data)
+        await peer.say(b"4\r\nlate\r\n0\r\n\r\n")
+        assert total + len(data) > len(HUGE)
+        await peer.gone()
+
+    _, up = await serve(script)
+    assert (await ask(up, "POST", body=HUGE + b"!"))[2] == b"earlylate"
+    assert up.idle == 1
+
+
+# ---- leaving early ----
+
+
+async def sending(peer):
+    await peer.head()
+
+
+async def waiting_for_the_head(peer):
+    await peer.request()
+
+
+async def reading_the_body(peer):
+    await peer.request()
+    await peer.say(CHUNKED + b"4\r\npart\r\n")
+
+
+@pytest.mark.parametrize("phase", [sending, waiting_for_the_head, reading_the_body])
+async def test_a_cancelled_request_leaves_nothing(serve, phase):
+    """Cancelled in any phase, a request's connection is closed so that the server sees it, and no file stays open."""
+    reached, look, left = trio.Event(), trio.Event(), trio.Event()
+
+    async def script(peer):
+        await phase(peer)
+        reached.set()
+        await look.wait()
+        await peer.gone()
+        left.set()
+
+    _, up = await serve(script)
+    before = open_files()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: ask(up, "POST", body=HUGE if phase is sending else b"small"))
+        await reached.wait()
+        await wait_all_tasks_blocked()
+        assert open_files() == before + 2  # both ends are ours here
+        nursery.cancel_scope.cancel(reason="test")
+    assert open_files() == before + 1
+    look.set()
+    await left.wait()
+    await wait_all_tasks_blocked()
+    assert (up.idle, open_files()) == (0, before)
+
+
+async def test_a_request_cancelled_while_connecting_leaves_nothing(full_port):
+    """Cancelled before there is a connection, a request leaves no socket."""
+    up, before = Upstream("m", f"http://127.0.0.1:{full_port}"), open_files()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask, up)
+        await wait_all_tasks_blocked()
+        assert open_files() == before + 1
+        nursery.cancel_scope.cancel(reason="test")
+    assert (up.idle, open_files()) == (0, before)
+
+
+async def test_leaving_the_block_early_closes_at_once(serve):
+    """A caller that leaves in the middle of a body ends the connection, and an error of its own passes untouched."""
+    left = trio.Event()
+
+    async def script(peer):
+        await reading_the_body(peer)
+        await peer.gone()
+        left.set()
+
+    _, up = await serve(script)
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is the subject
+        async with up.request("GET", b"/", [], b"") as response:
+            await anext(response.chunks())
+            raise ZeroDivisionError
+    await left.wait()
+    assert up.idle == 0

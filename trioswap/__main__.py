@@ -1,0 +1,5 @@
+"""`python -m trioswap` is the same as `trioswap`."""
+
+from trioswap.cli import main
+
+main()

@@ -1,0 +1,162 @@
+"""The ASGI application: route table, request id, error boundary.
+
+Nothing that happens to one request gets past this module (invariant I13).
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import attrs
+import trio
+
+from trioswap import proxy
+from trioswap.api import Services, admin, logs, models
+from trioswap.asgi import ClientLeft, Exchange, Message, Receive, Send
+from trioswap.errors import InternalError, TrioswapError, UnknownModel, UnknownPath, WrongMethod
+from trioswap.request import Call, check_framing, forwarded, model_in, split_upstream
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[Exchange, Services], Awaitable[None]]
+PrefixHandler = Callable[[Exchange, Services, bytes], Awaitable[None]]
+H = TypeVar("H", Handler, PrefixHandler)
+
+
+async def model_route(exchange: Exchange, services: Services) -> None:
+    """A route whose JSON body names the model; the answer is the model server's own."""
+    check_framing(exchange.headers)
+    body = await exchange.body(services.config.max_request_body)
+    model = services.model(model_in(body))
+    await _forward(exchange, services, model, exchange.target, body)
+
+
+async def upstream_route(exchange: Exchange, services: Services, rest: bytes) -> None:
+    """Any method on /upstream/{model}/...: the rest of the path goes to the model server untouched."""
+    check_framing(exchange.headers)
+    names = {*services.config.models, *(a for m in services.config.models.values() for a in m.aliases)}
+    found = split_upstream(rest, names)
+    if found is None:
+        raise UnknownModel(rest.decode("ascii", "replace"))
+    name, remainder = found
+    if not remainder:
+        await _redirect(exchange, exchange.raw_path + b"/" + exchange.raw_query)
+        return
+    body = await exchange.body(services.config.max_request_body)
+    await _forward(exchange, services, services.model(name), remainder + exchange.raw_query, body)
+
+
+async def _forward(exchange: Exchange, services: Services, model: str, target: bytes, body: bytes) -> None:
+    call = Call(exchange.method, target, forwarded(exchange.headers, exchange.client), body)
+    await proxy.forward(exchange, services.fleet.lease, model, call)
+
+
+async def _redirect(exchange: Exchange, location: bytes) -> None:
+    permanent = 301 if exchange.method in ("GET", "HEAD") else 308
+    await exchange.text(permanent, "", [(b"location", location)])
+
+
+MODEL_ROUTES: Final = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/embeddings",
+    "/v1/messages",
+    "/v1/responses",
+)
+
+# path -> method -> handler.  HEAD is answered wherever GET is.
+ROUTES: Final[dict[str, dict[str, Handler]]] = {
+    **{path: {"POST": model_route} for path in MODEL_ROUTES},
+    "/v1/models": {"GET": models.list_models},
+    "/health": {"GET": models.health},
+    "/running": {"GET": models.running},
+    "/logs": {"GET": logs.history},
+    "/logs/stream": {"GET": logs.stream_all},
+    "/api/models/unload": {"POST": admin.unload_all},
+}
+
+# prefix -> method ("*": any) -> handler of what follows the prefix, escapes untouched.
+PREFIXES: Final[dict[str, dict[str, PrefixHandler]]] = {
+    "/logs/stream/": {"GET": logs.stream_one},
+    "/api/models/unload/": {"POST": admin.unload_one},
+    "/api/models/load/": {"POST": admin.load},
+    "/upstream/": {"*": upstream_route},
+}
+
+
+def find_handler(method: str, raw_path: bytes) -> Handler:
+    """The handler of a request.
+
+    Raises:
+        UnknownPath, WrongMethod: there is none.
+    """
+    path = raw_path.decode("ascii", "replace")
+    if path in ROUTES:
+        return _by_method(ROUTES[path], method, path)
+    for prefix, methods in PREFIXES.items():
+        if path.startswith(prefix) and len(path) > len(prefix):
+            handler = _by_method(methods, method, path)
+            rest = raw_path[len(prefix) :]
+            return lambda exchange, services: handler(exchange, services, rest)
+    raise UnknownPath(path)
+
+
+def _by_method(methods: dict[str, H], method: str, path: str) -> H:
+    handler = methods.get(method) or methods.get("*") or (methods.get("GET") if method == "HEAD" else None)
+    if handler is None:
+        raise WrongMethod(method, path, sorted(methods))
+    return handler
+
+
+@attrs.frozen
+class App:
+    """What the HTTP server calls for each request."""
+
+    services: Services
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever happens while doing so."""
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})  # before the handshake: the client sees 403
+            return
+        exchange = Exchange(scope, f"req_{secrets.token_hex(8)}", receive, send)
+        begun = trio.current_time()
+        try:
+            await self._answer(exchange)
+        finally:
+            _access_log(exchange, trio.current_time() - begun)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            try:
+                await find_handler(exchange.method, exchange.raw_path)(exchange, self.services)
+            except TrioswapError as exc:
+                await _send_error(exchange, exc)
+        except* ClientLeft:
+            pass
+        except* Exception:
+            logger.exception("request failed request=%s path=%s", exchange.request_id, exchange.path)
+            await _send_error(exchange, InternalError(exchange.request_id))
+
+
+async def _send_error(exchange: Exchange, error: TrioswapError) -> None:
+    """The error in the shape of the route; a response that has begun is broken off instead."""
+    if exchange.status is not None or exchange.left:
+        return
+    headers = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after is not None else []
+    if isinstance(error, WrongMethod):
+        headers.append((b"allow", ", ".join(error.allowed).encode()))
+    anthropic = exchange.path.startswith("/v1/messages")
+    await exchange.json(error.status, error.anthropic_body() if anthropic else error.openai_body(), headers)
+
+
+def _access_log(exchange: Exchange, seconds: float) -> None:
+    # 499 is nginx's number for a client that left before the answer.
+    status = 499 if exchange.left and not exchange.finished else exchange.status
+    logger.info(
+        "request=%s client=%s method=%s path=%s status=%s bytes=%d seconds=%.3f",
+        exchange.request_id, exchange.client, exchange.method, exchange.path, status, exchange.sent, seconds,
+    )  # fmt: skip

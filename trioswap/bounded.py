@@ -1,0 +1,173 @@
+"""Waits with a bound: what keeps one client from holding up a task for ever.
+
+`Patience` is how long anybody waits for clients, `BoundedStream` a socket whose writes
+obey it, `Inbox` the queue between a connection's parser and the application.  Knows
+nothing of HTTP beyond the names of ASGI's last messages, and nothing of Hypercorn.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import attrs
+import trio
+
+# ASGI messages are Any by nature.
+Message = Mapping[str, Any]
+
+
+@attrs.define(eq=False)
+class Patience:
+    """How long the server waits for a client that takes nothing; all connections share one."""
+
+    seconds: float
+    """Without progress."""
+    _until: float = math.inf
+    """Nobody waits past this moment, progress or not (trio.current_time())."""
+    _waits: set[trio.CancelScope] = attrs.field(factory=set, repr=False)
+
+    @contextmanager
+    def wait(self) -> Iterator[trio.CancelScope]:
+        """Cancel the block when the patience ends; `renew` the scope upon progress."""
+        with trio.CancelScope() as scope:
+            self.renew(scope)
+            self._waits.add(scope)
+            try:
+                yield scope
+            finally:
+                self._waits.discard(scope)
+
+    def renew(self, scope: trio.CancelScope) -> None:
+        """Progress: *scope* has the full time again."""
+        scope.deadline = min(trio.current_time() + self.seconds, self._until)
+
+    def shorten(self, seconds: float) -> None:
+        """Grant *seconds* at most from now on, also to who waits already."""
+        self.seconds = min(self.seconds, seconds)
+        self._trim(trio.current_time() + self.seconds)
+
+    def end(self, seconds: float) -> None:
+        """Wait for nobody longer than *seconds* from now, whatever progress is made."""
+        self._until = min(self._until, trio.current_time() + seconds)
+        self._trim(self._until)
+
+    def _trim(self, deadline: float) -> None:
+        for scope in self._waits:
+            scope.deadline = min(scope.deadline, deadline)
+
+
+class BoundedStream(trio.abc.HalfCloseableStream):
+    """A `trio.SocketStream` whose writes end in bounded time.
+
+    Hypercorn looks for `socket` on a plain stream; an SSLStream around this one would
+    offer it as `transport_stream.socket`, the other place where it looks.
+    """
+
+    def __init__(self, stream: trio.SocketStream, patience: Patience) -> None:
+        self.socket = stream.socket
+        self._stream, self._patience = stream, patience
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send *data*; the patience starts anew whenever the kernel accepts some of it.
+
+        Raises:
+            trio.BrokenResourceError: the connection broke, or the patience ended; the socket is closed then.
+            trio.ClosedResourceError: the socket had been closed.
+        """
+        try:
+            with self._patience.wait() as stall:
+                await self._send(memoryview(data), stall)
+        except OSError as exc:
+            raise trio.BrokenResourceError(f"the write failed: {exc}") from exc
+        if stall.cancelled_caught:
+            self.socket.close()
+            raise trio.BrokenResourceError("the client stopped reading")
+
+    async def _send(self, data: memoryview, stall: trio.CancelScope) -> None:
+        if self.socket.fileno() == -1:
+            raise trio.ClosedResourceError("the socket was closed")
+        await trio.lowlevel.checkpoint()
+        while data:
+            data = data[await self.socket.send(data) :]
+            self._patience.renew(stall)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As `trio.SocketStream`."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """As `trio.SocketStream`."""
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_eof(self) -> None:
+        """As `trio.SocketStream`."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """As `trio.SocketStream`."""
+        await self._stream.aclose()
+
+
+@attrs.define(eq=False)
+class Inbox:
+    """What one application call has yet to receive.
+
+    Bounded for what the client sends; the end never waits for room, and is told again
+    as often as it is asked for.
+    """
+
+    limit: int
+    """Messages."""
+    _messages: deque[Message] = attrs.field(factory=deque)
+    _end: Message | None = None
+    """The disconnect message, once the stream is over."""
+    _abandoned: bool = False
+    """The application has returned."""
+    _news: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    _room: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+    async def put(self, message: Message) -> None:
+        """Add *message*, waiting for room if it is none of the last words.
+
+        No checkpoint while there is room: a request that came whole is parsed, and its
+        application called, in one step.  `Connection` relies on that when the client
+        leaves right behind its request.
+        """
+        if message["type"] in {"http.disconnect", "websocket.disconnect"}:
+            self._finish(message)
+            return
+        while len(self._messages) >= self.limit and self._takes_more:
+            await self._room.park()
+        if self._takes_more:
+            self._messages.append(message)
+            self._news.unpark()
+
+    async def get(self) -> Any:
+        """The next message: the application's `receive`."""
+        await trio.lowlevel.checkpoint()
+        while not self._messages and self._end is None:
+            await self._news.park()
+        if not self._messages:
+            return self._end
+        self._room.unpark()
+        return self._messages.popleft()
+
+    def abandon(self) -> None:
+        """Nobody reads any more: take and drop everything."""
+        self._abandoned = True
+        self._room.unpark_all()
+
+    @property
+    def _takes_more(self) -> bool:
+        return self._end is None and not self._abandoned
+
+    def _finish(self, message: Message) -> None:
+        self._end = message
+        if message["type"] == "http.disconnect":
+            self._messages.clear()  # nobody is left who could be answered; a websocket's messages stay of use
+        self._news.unpark_all()
+        self._room.unpark_all()

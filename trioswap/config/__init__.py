@@ -1,0 +1,9 @@
+"""The configuration: files in, one frozen Config out.
+
+`schema` says what there is, `toml` reads it; everyone else needs only these names.
+"""
+
+from trioswap.config.schema import Config, GroupConfig, ModelConfig
+from trioswap.config.toml import load, loads
+
+__all__ = ["Config", "GroupConfig", "ModelConfig", "load", "loads"]

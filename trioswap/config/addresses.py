@@ -1,0 +1,74 @@
+"""Where servers listen: reads `listen` and `proxy`, and tells whether two places are one.
+
+Nothing is looked up: names other than `localhost` are compared as they are written.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import attrs
+
+from trioswap.config.mistakes import found, shown
+
+_HOST: Final = r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
+_LISTEN: Final = re.compile(rf"{_HOST}:(?P<port>[0-9]{{1,9}})")
+_PROXY: Final = re.compile(rf"http://{_HOST}(?::(?P<port>[0-9]{{1,9}}))?(?:/[!-~]*)?")
+_QUERY: Final = re.compile(r"[?#]")
+_HTTP_PORT: Final = 80
+MAX_PORT: Final = 65_535
+
+_WILDCARDS: Final = frozenset({"0.0.0.0", "[::]"})  # noqa: S104 - compared with, not bound
+_LOOPBACK: Final = re.compile(r"127\.[0-9.]+|\[::1\]")
+
+
+@attrs.frozen
+class Address:
+    """A host, in lower case and with `localhost` resolved, and a port."""
+
+    host: str
+    port: int
+
+    def overlaps(self, other: Address) -> bool:
+        """Whether a server on one of the two stands in the way of a server on the other."""
+        if self.port != other.port:
+            return False
+        return self.host == other.host or self._takes_in(other) or other._takes_in(self)
+
+    def _takes_in(self, other: Address) -> bool:
+        return self.host in _WILDCARDS and (other.host in _WILDCARDS or _LOOPBACK.fullmatch(other.host) is not None)
+
+
+def parse_listen(value: str) -> Address:
+    """The address meant by a `listen` of HOST:PORT; port 0 lets the system choose.
+
+    Raises:
+        ValueError: it has another form, or the port is beyond 65535.
+    """
+    match = _LISTEN.fullmatch(value)
+    if match is None:
+        raise ValueError(found(value, 'HOST:PORT, such as "127.0.0.1:8080", or "0.0.0.0:8080" for every interface'))
+    return _address(match, lowest_port=0)
+
+
+def parse_proxy(value: str) -> Address:
+    """The address meant by a base URL of http://HOST[:PORT][/PATH].
+
+    Raises:
+        ValueError: it has another form, or the port is not in 1..65535.
+    """
+    match = _PROXY.fullmatch(value)
+    if match is None or _QUERY.search(value):
+        # Local servers are asked by our own client, which speaks no TLS.
+        but = " (not https: local servers are asked without TLS)" if value.startswith("https:") else ""
+        raise ValueError(found(value, f"http://HOST[:PORT][/PATH]{but}"))
+    return _address(match, lowest_port=1)
+
+
+def _address(match: re.Match[str], *, lowest_port: int) -> Address:
+    port = int(match["port"] or _HTTP_PORT)
+    if not lowest_port <= port <= MAX_PORT:
+        raise ValueError(f"found port {port} in {shown(match[0])}, allowed is {lowest_port} to {MAX_PORT}")
+    host = match["host"].lower()
+    return Address("127.0.0.1" if host == "localhost" else host, port)

@@ -1,0 +1,199 @@
+"""One model from what is written to what is meant: command, placeholders, inheritance.
+
+After a mistake a stand-in goes on in its place, so that the rest of the file can be
+judged too; a configuration with mistakes is never handed out, so no stand-in gets
+anywhere.  What can be seen from the resolved values alone is judged in `checks`.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path as FilePath
+from typing import Final, TypeVar
+
+import attrs
+
+from trioswap.config.command import UnterminatedQuote, placeholders, split, substitute
+from trioswap.config.mistakes import Mistakes, did_you_mean, found, quoted
+from trioswap.config.raw import Command, RawConfig, RawModel
+from trioswap.config.schema import ModelConfig
+
+T = TypeVar("T")
+
+DEFAULT_PROXY: Final = "http://127.0.0.1:${PORT}"
+# Signals that ask a server to end.  SIGKILL asks nothing, but some servers deserve no better.
+STOP_SIGNALS: Final = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL")
+
+# What a shell takes as a variable name too.
+_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ENDPOINT: Final = re.compile(r"/[!-~]*")
+# Read for the defaults of the schema; its own three values mean nothing.
+_DEFAULTS: Final = ModelConfig(name="", argv=("",), proxy="")
+
+
+def given(*values: T | None, default: T) -> T:
+    """The first of *values* that is written, else *default*."""
+    return next((value for value in values if value is not None), default)
+
+
+@attrs.define(eq=False)
+class ModelReader:
+    """Turns one `[models.NAME]` into a ModelConfig, in two steps: ports are given out in between."""
+
+    name: str
+    written: RawModel
+    inherited: RawConfig
+    directory: FilePath
+    """What a relative `gguf` is relative to."""
+    mistakes: Mistakes
+    words: tuple[str, ...] = attrs.field(init=False)
+    """The arguments of `cmd` with their placeholders; empty with `gguf`."""
+    uses_port: bool = attrs.field(init=False)
+    """Whether the model is to be given a port."""
+
+    def __attrs_post_init__(self) -> None:
+        self.words = self._words("cmd", self.written.cmd)
+        if self.written.cmd is not None and self.written.gguf is not None:
+            self._wrong("gguf", text="found gguf beside cmd, allowed is one of them")
+        elif self.written.cmd is None and self.written.gguf is None and not self._is_wrong("gguf"):
+            self._wrong("cmd", text="found neither cmd nor gguf, allowed is one of them")
+        # What is wrong may well have meant ${PORT}: no second mistake out of the first.
+        uncertain = self._is_wrong("cmd") or self._is_wrong("gguf")
+        beyond_id = any(name != "MODEL_ID" for name in _names(self.words))
+        self.uses_port = uncertain or beyond_id or self.written.gguf is not None
+
+    def resolve(self, port: int | None) -> ModelConfig:
+        """The model, with *port* (None: it uses none) filled in."""
+        written, above = self.written, self.inherited
+        values = {"MODEL_ID": self.name} | ({} if port is None else {"PORT": str(port)})
+        return ModelConfig(
+            name=self.name,
+            argv=self._argv(values),
+            proxy=self._proxy(values),
+            stop_argv=self._stop_argv(values),
+            check_endpoint=self._check_endpoint(values),
+            port_owner=given(written.port_owner, default=_DEFAULTS.port_owner),
+            env=self._env(values),
+            aliases=tuple(written.aliases or ()),
+            unlisted=given(written.unlisted, default=_DEFAULTS.unlisted),
+            display_name=given(written.name, default=_DEFAULTS.display_name),
+            description=given(written.description, default=_DEFAULTS.description),
+            ttl=given(written.ttl, above.global_ttl, default=0.0) or None,  # 0 says never
+            health_check_timeout=given(
+                written.health_check_timeout, above.health_check_timeout, default=_DEFAULTS.health_check_timeout
+            ),
+            unload_timeout=given(written.unload_timeout, above.unload_timeout, default=_DEFAULTS.unload_timeout),
+            stop_signal=self._stop_signal(),
+            max_wait=given(written.max_wait, above.max_wait, default=_DEFAULTS.max_wait),
+            drain_timeout=given(written.drain_timeout, above.drain_timeout, default=_DEFAULTS.drain_timeout),
+            unload_drain_timeout=given(
+                written.unload_drain_timeout, above.unload_drain_timeout, default=_DEFAULTS.unload_drain_timeout
+            ),
+        )
+
+    # ---- the command --------------------------------------------------------------------
+
+    def _words(self, key: str, command: Command) -> tuple[str, ...]:
+        if command is None:
+            return ()
+        try:
+            words = split(command) if isinstance(command, str) else command
+        except UnterminatedQuote as exc:
+            self._wrong(key, text=str(exc))
+            return ()
+        if not words or not words[0]:
+            self._wrong(key, text="found an empty command, allowed is a program with its arguments")
+        return tuple(words)
+
+    def _argv(self, values: Mapping[str, str]) -> tuple[str, ...]:
+        arguments = self.written.args or ()
+        if self.written.gguf is None:
+            if arguments:
+                self._wrong("args", text="found args without gguf, allowed is to write them into cmd")
+            return self._fill(self.words, values, "cmd")
+        engine = (sys.executable, "-m", "trioswap.engine", "--model", self._gguf(self.written.gguf))
+        own = ("--port", values.get("PORT", ""), "--alias", self.name)
+        return (*engine, *own, *self._fill(arguments, values, "args"))
+
+    def _gguf(self, written: str) -> str:
+        """The absolute path of the model file."""
+        try:
+            path = (self.directory / FilePath(written).expanduser()).absolute()
+            if path.is_file():
+                return str(path)
+            problem = f"not a file: {path}" if path.exists() else f"no such file: {path}"
+        except (OSError, RuntimeError) as exc:  # RuntimeError: a `~` without a home
+            problem = f"cannot look at it: {getattr(exc, 'strerror', None) or exc}"
+        self._wrong("gguf", text=f"{found(written, 'the path of a GGUF file')} ({problem})")
+        return written
+
+    def _stop_argv(self, values: Mapping[str, str]) -> tuple[str, ...] | None:
+        words = self._words("cmd_stop", self.written.cmd_stop)
+        # ${PID} is known when the command runs, not now.
+        return self._fill(words, {**values, "PID": "${PID}"}, "cmd_stop") or None
+
+    # ---- the rest -----------------------------------------------------------------------
+
+    def _proxy(self, values: Mapping[str, str]) -> str:
+        written = given(self.written.proxy, default=DEFAULT_PROXY)
+        has_port = "PORT" in placeholders(written)
+        if self.written.proxy is None and not self.uses_port:
+            self._wrong("proxy", text="found neither proxy nor ${PORT} in cmd, allowed is one of them or both")
+        elif self.written.gguf is not None and self.written.cmd is None and not has_port:
+            self._wrong("proxy", text=found(written, f"{DEFAULT_PROXY} beside gguf"))
+        return self._fill([written], values, "proxy")[0].rstrip("/")
+
+    def _check_endpoint(self, values: Mapping[str, str]) -> str | None:
+        if self.written.check_endpoint is None:
+            return _DEFAULTS.check_endpoint
+        endpoint = self._fill([self.written.check_endpoint], values, "check_endpoint")[0]
+        if endpoint == "none":
+            return None
+        if not _ENDPOINT.fullmatch(endpoint):
+            self._wrong("check_endpoint", text=found(endpoint, 'a path such as "/health", or "none"'))
+        return endpoint
+
+    def _env(self, values: Mapping[str, str]) -> dict[str, str]:
+        env = {}
+        for key, value in (self.written.env or {}).items():
+            if not _ENV_NAME.fullmatch(key):
+                self._wrong(
+                    "env", key, text=f"found the name {quoted(key)}, allowed are letters, digits and _, no digit first"
+                )
+            env[key] = self._fill([value], values, "env", key)[0]
+        return env
+
+    def _stop_signal(self) -> signal.Signals:
+        name = given(self.written.stop_signal, default=_DEFAULTS.stop_signal.name)
+        if name in STOP_SIGNALS:
+            return signal.Signals[name]
+        hint = did_you_mean(name, STOP_SIGNALS)
+        self._wrong("stop_signal", text=found(name, f"one of {', '.join(STOP_SIGNALS)}") + hint)
+        return _DEFAULTS.stop_signal
+
+    # ---- placeholders and mistakes --------------------------------------------------------
+
+    def _fill(self, texts: Iterable[str], values: Mapping[str, str], *key: str) -> tuple[str, ...]:
+        """*texts* with the placeholders of *values* filled in; others are a mistake of *key*."""
+        texts = tuple(texts)
+        unknown = [name for name in _names(texts) if name not in values]
+        if unknown == ["PORT"]:
+            self._wrong(*key, text="found ${PORT}, allowed is that only when cmd uses ${PORT} too")
+        elif unknown:
+            names, allowed = (", ".join(f"${{{name}}}" for name in group) for group in (unknown, sorted(values)))
+            self._wrong(*key, text=f"found {names}, allowed is one of {allowed}{did_you_mean(unknown[0], values)}")
+        return tuple(substitute(text, values) for text in texts)
+
+    def _wrong(self, *key: str, text: str) -> None:
+        self.mistakes.add(("models", self.name, *key), text)
+
+    def _is_wrong(self, key: str) -> bool:
+        return self.mistakes.touch(("models", self.name, key))
+
+
+def _names(texts: Iterable[str]) -> list[str]:
+    """Names of the placeholders in *texts*, each once."""
+    return list(dict.fromkeys(name for text in texts for name in placeholders(text)))

@@ -1,0 +1,105 @@
+"""The frozen configuration: what every reader produces and everyone else uses.
+
+Inside, types are true: every value is resolved, `None` means "off", never "inherit".
+Durations are seconds (float), sizes are bytes (int).
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+from collections.abc import Mapping
+from typing import Final
+
+import attrs
+
+# The first port given to a model that asks for ${PORT} (llama-swap, core reference 1.5).
+START_PORT: Final = 5800
+# llama-swap's healthCheckTimeout default and its unloadTimeout default (core reference 1.7).
+HEALTH_CHECK_TIMEOUT: Final = 120.0
+UNLOAD_TIMEOUT: Final = 10.0
+# How long a claim waits before the gate of what is in its way closes (design 4, simulated: 30 and 60 are as good).
+MAX_WAIT: Final = 60.0
+# What unload and shutdown grant to requests being served; llama-swap's shutdown grants as much (core reference 4.4).
+UNLOAD_DRAIN_TIMEOUT: Final = 30.0
+# Images travel in JSON bodies as base64; 128 MiB is ten times the largest a chat client sends today.
+MAX_REQUEST_BODY: Final = 128 * 2**20
+
+
+@attrs.frozen
+class ModelConfig:
+    """One model and the server that runs it."""
+
+    name: str
+    argv: tuple[str, ...]
+    """The command, split and with ${PORT} and ${MODEL_ID} filled in; never empty."""
+    proxy: str
+    """Base URL of the model server, without a trailing slash."""
+    stop_argv: tuple[str, ...] | None = None
+    """Run instead of the stop signal; may still contain ${PID}."""
+    check_endpoint: str | None = "/health"
+    """Path that answers 200 when the server is ready; None: ready as soon as it runs."""
+    port_owner: str = "child"
+    """`child`: the port must be listened on by our child's process tree; `any`: by whom is not asked (containers)."""
+    env: Mapping[str, str] = attrs.field(factory=dict)
+    aliases: tuple[str, ...] = ()
+    unlisted: bool = False
+    display_name: str = ""
+    description: str = ""
+    ttl: float | None = None
+    """Idle seconds after which the model is unloaded."""
+    health_check_timeout: float = HEALTH_CHECK_TIMEOUT
+    """Seconds from spawn within which the server must be ready."""
+    unload_timeout: float = UNLOAD_TIMEOUT
+    """Grace in seconds between the stop signal and SIGKILL."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    max_wait: float = MAX_WAIT
+    """Seconds its oldest request waits before the gate of what is in its way closes."""
+    drain_timeout: float | None = None
+    """Seconds that a swap waits for requests this model is serving; None: until they are done."""
+    unload_drain_timeout: float = UNLOAD_DRAIN_TIMEOUT
+    """The same for unload and shutdown, which are always bounded."""
+
+
+@attrs.frozen
+class GroupConfig:
+    """Models that share a rule about living together (core reference 1.11)."""
+
+    name: str
+    members: tuple[str, ...]
+    swap: bool = True
+    """At most one member is resident."""
+    exclusive: bool = True
+    """A member that starts puts out the models of other groups."""
+    persistent: bool = False
+    """Members are never put out for a model of another group."""
+
+
+@attrs.frozen
+class Config:
+    """The whole configuration."""
+
+    models: Mapping[str, ModelConfig] = attrs.field(factory=dict)
+    groups: tuple[GroupConfig, ...] = ()
+    """Every model is in exactly one: those in no written group are in "(default)"."""
+    listen: str = "127.0.0.1:8080"
+    log_level: str = "info"
+    max_request_body: int = MAX_REQUEST_BODY
+    """Bytes."""
+
+    def resolve(self, requested: str) -> str | None:
+        """Name of the model that *requested* stands for (itself or an alias), or None."""
+        if requested in self.models:
+            return requested
+        return self._aliases.get(requested)
+
+    def similar(self, requested: str) -> str | None:
+        """The listed name most like *requested*, for "did you mean"."""
+        names = [model.name for model in self.models.values() if not model.unlisted]
+        return next(iter(difflib.get_close_matches(requested, names, n=1)), None)
+
+    _aliases: Mapping[str, str] = attrs.field(init=False, repr=False, eq=False)
+
+    @_aliases.default
+    def _index_aliases(self) -> dict[str, str]:
+        return {alias: model.name for model in self.models.values() for alias in model.aliases}

@@ -1,0 +1,114 @@
+"""The one place that wires everything: nurseries, sockets, signals, drain, shutdown.
+
+Lifetimes, from the outside in: the model servers (fleet) outlive the connections, the
+connections outlive the accept loop.  Shutdown goes the other way round:
+
+    signal -> no new connections, no new work, waiting requests are told
+           -> requests being served finish, bounded by each model's unload_drain_timeout
+           -> model servers stop with their full grace -> nothing is left -> exit 0
+
+A second signal cuts what is being served, so only the grace of the model servers remains.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import time
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+
+import trio
+
+from trioswap.api import Services
+from trioswap.app import App
+from trioswap.config import Config, ModelConfig
+from trioswap.errors import TrioswapError
+from trioswap.fleet import Fleet
+from trioswap.logs import Logs
+from trioswap.notify import feed_watchdog, notify
+from trioswap.process import ModelProcess
+from trioswap.remote import Prober
+from trioswap.server import HttpServer
+
+logger = logging.getLogger(__name__)
+
+# After the models are gone nobody has anything left to say; what a client does not take by then is lost to it.
+CONNECTION_GRACE = 3.0
+
+
+class CannotListen(TrioswapError):
+    """The listen address is not to be had."""
+
+    def __init__(self, listen: str, why: str) -> None:
+        super().__init__(
+            f"cannot listen on {listen}: {why}; stop what uses it, or choose another with --listen HOST:PORT"
+        )
+
+
+async def open_listeners(listen: str) -> Sequence[trio.SocketListener]:
+    """Listening sockets for HOST:PORT; an empty host means every interface, port 0 a free one.
+
+    Raises:
+        CannotListen: the port is in use, or the address is not ours.
+    """
+    host, _, port = listen.rpartition(":")
+    try:
+        return await trio.open_tcp_listeners(int(port), host=host.strip("[]") or None)
+    except (OSError, ValueError) as exc:
+        raise CannotListen(listen, getattr(exc, "strerror", None) or str(exc)) from exc
+
+
+async def serve(
+    config: Config, logs: Logs, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Run the daemon until SIGTERM or SIGINT, then stop cleanly; `started` gives the bound URLs.
+
+    Raises:
+        CannotListen: before anything was started.
+    """
+    listeners = await open_listeners(config.listen)
+    prober = Prober()
+    fleet = Fleet(config, partial(_supervise, secrets.token_hex(4), logs, prober))
+    http = HttpServer(App(Services(config, fleet, logs, int(time.time()))))
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(fleet.run)
+            nursery.start_soon(feed_watchdog)
+            async with trio.open_nursery() as connections:
+                await connections.start(http.run, listeners)
+                task_status.started(_urls(listeners))
+                notify("READY=1")
+                await _wait_stop_signal(signals)
+                notify("STOPPING=1")
+                http.begin_shutdown()
+                fleet.shutdown()
+                nursery.start_soon(_hasten_on_signal, signals, fleet)
+                await fleet.wait_ended()
+                connections.cancel_scope.deadline = trio.current_time() + CONNECTION_GRACE
+            nursery.cancel_scope.cancel(reason="everything has ended")
+    await prober.aclose()
+    logger.info("stopped")
+
+
+def _supervise(instance: str, logs: Logs, prober: Prober, spec: ModelConfig, attempt: int) -> ModelProcess:
+    return ModelProcess(spec, f"{instance}-{attempt}", logs, prober)
+
+
+async def _wait_stop_signal(signals: AsyncIterator[int]) -> None:
+    async for number in signals:
+        logger.info("received %s", signal.Signals(number).name)
+        if number != signal.SIGHUP:
+            return
+        logger.warning("this version does not reload its configuration; restart it instead")
+
+
+async def _hasten_on_signal(signals: AsyncIterator[int], fleet: Fleet) -> None:
+    await _wait_stop_signal(signals)
+    fleet.hasten("a second signal hastened the shutdown")
+
+
+def _urls(listeners: Sequence[trio.SocketListener]) -> list[str]:
+    names = [listener.socket.getsockname() for listener in listeners]
+    return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port, *_ in names]

@@ -1,0 +1,47 @@
+"""What systemd wants to be told (sd_notify(3)): ready, stopping, and that we are alive.
+
+Does nothing when systemd did not start us.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+import trio
+
+
+def notify(state: str) -> None:
+    """Send *state*, such as "READY=1", to the socket in NOTIFY_SOCKET; never blocks, never fails."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):  # Linux's abstract name space
+        address = "\0" + address[1:]
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.setblocking(False)
+        sock.connect(address)
+        sock.sendall(state.encode())
+
+
+def watchdog_interval() -> float | None:
+    """Seconds between signs of life: half of WATCHDOG_USEC, as sd_watchdog_enabled(3) advises; None: not wanted."""
+    wanted_of = os.environ.get("WATCHDOG_PID")
+    if wanted_of is not None and wanted_of != str(os.getpid()):
+        return None
+    try:
+        return int(os.environ["WATCHDOG_USEC"]) / 2e6 or None
+    except (KeyError, ValueError):
+        return None
+
+
+async def feed_watchdog() -> None:
+    """Send a sign of life at the asked interval, for ever; return at once when none is asked for.
+
+    A blocked event loop sends none, and systemd restarts us.
+    """
+    interval = watchdog_interval()
+    while interval is not None:
+        notify("WATCHDOG=1")
+        await trio.sleep(interval)
