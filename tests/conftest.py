@@ -6,3 +6,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+def pytest_addoption(parser) -> None:
+    """Options of the races, so that any failure replays."""
+    parser.addoption("--race-seed", type=int, default=0, help="first seed of the seeded schedules")
+    parser.addoption("--race-count", type=int, default=2000, help="how many seeded schedules to run")

@@ -51,11 +51,12 @@ def unframed(body):
 
 
 async def failing(*argv):
-    """Run an engine that ends by itself; return its exit code and the last line on stderr."""
+    """Run an engine that ends by itself; return its exit code and the one line that it says in its own name."""
     with trio.fail_after(PATIENCE):
         result = await trio.run_process(argv, check=False, capture_stdout=True, capture_stderr=True)
     assert result.stdout == b""
-    return result.returncode, result.stderr.decode().splitlines()[-1]
+    (line,) = (line for line in result.stderr.decode().splitlines() if line.startswith("trioswap.engine: "))
+    return result.returncode, line
 
 
 @pytest.mark.parametrize("name", WORDS)
@@ -159,12 +160,12 @@ async def test_a_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"this is no model", "half"], ids=["empty", "text", "half a model"])
 async def test_a_file_that_is_no_model_is_named(models, tmp_path, content):
-    """llama.cpp says why, the last line says what."""
+    """llama.cpp says why, our line says what."""
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(models["colors"].read_bytes()[:100_000] if content == "half" else content)
     code, line = await failing(*engine(bad))
     assert code == 1
-    assert line == f"trioswap.engine: cannot serve {bad} on 127.0.0.1 port 0; the lines above say why"
+    assert line == f"trioswap.engine: cannot serve {bad} on 127.0.0.1 port 0; the lines of llama.cpp say why"
 
 
 async def test_a_port_in_use_is_named(models):

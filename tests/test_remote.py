@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trioswap.remote import Prober, daemon_client
+from trioswap.remote import DaemonRefused, DaemonUnreachable, Prober, daemon_client
 
 GUARD = 30  # seconds; only a hang gets there
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -71,7 +71,7 @@ async def test_a_refused_connection_is_a_value(nobody, prober):
         assert await prober.ready(nobody) == "connection refused"
 
 
-@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n"])
 async def test_a_server_that_speaks_no_http_is_a_value(serve, prober, answer):
     """Something else on the port is a reason, not an exception."""
     why = await prober.ready(await serve(answer))
@@ -112,14 +112,14 @@ async def test_each_probe_has_its_own_connection(prober, nursery):
 
 
 async def test_probes_do_not_wait_for_each_other(serve, prober):
-    """A hundred servers that hang do not keep a prober from asking another one."""
-    hanging = await serve(b"")
+    """However many servers hang, all of them are asked at the same time."""
+    seen = []
+    url = await serve(b"", seen)
     async with trio.open_nursery() as nursery:
         for _ in range(120):  # more than the client library's default limit of 100
-            nursery.start_soon(prober.ready, hanging)
-        await wait_all_tasks_blocked()
-        with trio.fail_after(4):
-            assert await prober.ready(await serve(OK)) is None
+            nursery.start_soon(prober.ready, url)
+        await wait_all_tasks_blocked(0.05)
+        assert len(seen) == 120
         nursery.cancel_scope.cancel(reason="test")
 
 
@@ -178,3 +178,28 @@ def test_only_answers_are_waited_for_without_end():
     with daemon_client("http://127.0.0.1:1", None) as client:
         assert client.timeout.read is None
         assert client.timeout.connect == 5.0
+
+
+def test_a_daemon_that_is_not_there_is_said_to_be(nobody):
+    """A refused connection names the address and the cause."""
+    with pytest.raises(DaemonUnreachable, match=f"{nobody}: connection refused"), daemon_client(nobody, None) as client:
+        client.get("/running")
+
+
+REFUSAL = b'{"src": "trioswap", "error": {"message": "no such model"}}'
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [(REFUSAL, "^no such model$"), (b"<html>", "/running answered 404 Not Found; is that trioswap")],
+)
+async def test_the_daemon_s_refusal_is_told_in_its_words(serve, body, message):
+    """An error answer becomes its message, and something that is not ours is recognised."""
+    url = await serve(b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    def ask():
+        with daemon_client(url, None) as client:
+            client.get("/running")
+
+    with trio.fail_after(GUARD), pytest.raises(DaemonRefused, match=message):
+        await trio.to_thread.run_sync(ask)

@@ -251,7 +251,7 @@ def logs(model: str | None, follow: bool, url: str) -> None:
     """Print what MODEL's server wrote last; without MODEL everything, trioswap's own lines too."""
     path = f"/logs/stream/{quote(model, safe='')}" if model else "/logs/stream"
     path += "" if follow else "?no-follow"
-    out = click.get_binary_stream("stdout")
+    out = sys.stdout.buffer
     # Ctrl-C is how one ends what goes on for ever.
     with contextlib.suppress(KeyboardInterrupt), _daemon(url) as client, client.stream("GET", path) as answer:
         for data in answer.iter_bytes():

@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         server = _start(params)
     except RuntimeError:
         where = f"{args.host} port {args.port}"
-        parser.exit(1, f"{parser.prog}: cannot serve {args.model} on {where}; the lines above say why\n")
+        # On a line of its own: llama.cpp writes its log from a thread, which may be in the middle of one.
+        parser.exit(1, f"\n{parser.prog}: cannot serve {args.model} on {where}; the lines of llama.cpp say why\n")
     caught = _catch_signals()  # before we say that we are there
     sys.stdout.write(f"listening on {server.listening_address}\n")
     sys.stdout.flush()

@@ -1,0 +1,446 @@
+"""The swap group on a mock clock: leases, swaps, drains, unloads, shutdown."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from fakes import Script, make_group
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from trioswap.config import GroupConfig
+from trioswap.errors import LeaseCut, ModelStuck, ModelUnloaded, ShuttingDown, StartFailed
+from trioswap.group import SwapGroup
+from trioswap.inflight import InFlight
+from trioswap.lifecycle import State
+from trioswap.scheduler import Scheduler
+
+
+@pytest.fixture
+def script() -> Script:
+    return Script()
+
+
+async def use(group: SwapGroup, model: str, seconds: float, script: Script) -> str:
+    """One request: hold a lease for a while and return who answered at the end."""
+    async with group.lease(model) as lease:
+        script.say(f"{model} serves")
+        await trio.sleep(seconds)
+        script.say(f"{model} served")
+        return lease.upstream.answer()
+
+
+def state_of(group: SwapGroup, model: str) -> State:
+    return {view.name: view.state for view in group.views()}[model]
+
+
+async def test_a_swap_waits_for_the_busy_model(script, nursery, autojump_clock):
+    """B starts when A's request is done, and not before A's process is gone."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    nursery.start_soon(use, group, "a", 10, script)
+    await wait_all_tasks_blocked()
+    nursery.start_soon(use, group, "b", 1, script)
+    await trio.sleep(60)
+
+    assert script.trace == [
+        (0, "a spawned"), (5, "a ready"), (5, "a serves"), (15, "a served"), (17, "a gone"),
+        (17, "b spawned"), (22, "b ready"), (22, "b serves"), (23, "b served"),
+    ]  # fmt: skip
+    nursery.cancel_scope.cancel()
+
+
+# ---- the two races that llama-swap's #667 was about, and the mutations they catch ------------
+
+
+async def parked_request_survives(group: SwapGroup, script: Script, disturb) -> None:
+    """A request parked between "decided" and "forwarded" is answered by its own model, and *disturb* waits."""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(group.run)
+        answer: list[str] = []
+        go = trio.Event()
+
+        async def park() -> None:
+            async with group.lease("a") as lease:
+                await go.wait()  # decided, but nothing has been sent yet
+                answer.append(lease.upstream.answer())
+
+        nursery.start_soon(park)
+        await trio.sleep(10)  # a is ready and the request is parked
+        nursery.start_soon(disturb)
+        await trio.sleep(100)  # past max_wait: the gate of a is closed
+
+        assert script.alive.keys() == {"a"}, "the swap waits for the parked request"
+        go.set()
+        await trio.sleep(30)
+        assert answer == ["a"], "it is answered by its own model"
+        nursery.cancel_scope.cancel()
+
+
+def disturb_by_swap(group: SwapGroup, script: Script):
+    return lambda: use(group, "b", 1, script)
+
+
+def disturb_by_unload(group: SwapGroup, script: Script):
+    return lambda: group.unload(("a", "b", "c"))
+
+
+DISTURBANCES = pytest.mark.parametrize("disturb", [disturb_by_swap, disturb_by_unload])
+# The unload of a parked request must be allowed to wait as long as the test parks it.
+PATIENT = {"unload_drain_timeout": 1000.0}
+
+
+@DISTURBANCES
+async def test_a_parked_request_is_not_lost(script, autojump_clock, disturb):
+    """Another model is asked for, or everything is unloaded, while a request is parked."""
+    group = make_group(script, **PATIENT)
+
+    await parked_request_survives(group, script, disturb(group, script))
+
+    assert script.trace[-1][1].endswith(("gone", "served"))
+
+
+def without_tracker(monkeypatch) -> None:
+    """The decision step counts nothing in the in-flight tracker."""
+    monkeypatch.setattr(InFlight, "enter", lambda self, attempt, ticket, entry: None)
+
+
+def without_lease(monkeypatch) -> None:
+    """The decision step takes no lease at all."""
+    without_tracker(monkeypatch)
+    original = Scheduler._grant_all
+
+    def grant_all(self, model):
+        original(self, model)
+        self._forget_leases(model)
+
+    monkeypatch.setattr(Scheduler, "_grant_all", grant_all)
+
+
+@DISTURBANCES
+@pytest.mark.parametrize("mutate", [without_tracker, without_lease])
+async def test_without_the_lease_the_parked_request_is_lost(script, autojump_clock, monkeypatch, disturb, mutate):
+    """The test above can fail: take the lease out of the decision step and it does."""
+    mutate(monkeypatch)
+    group = make_group(script, **PATIENT)
+
+    with pytest.RaisesGroup(AssertionError, flatten_subgroups=True):
+        await parked_request_survives(group, script, disturb(group, script))
+
+
+async def test_the_fast_path_has_no_checkpoint(script, nursery, autojump_clock):
+    """A lease on a ready model is granted without giving anybody else a turn."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    await use(group, "a", 0, script)
+    lease = group.lease("a")
+    with trio.testing.assert_no_checkpoints():
+        held = await lease.__aenter__()
+
+    assert held.model == "a"
+    await lease.__aexit__(None, None, None)
+    nursery.cancel_scope.cancel()
+
+
+# ---- swaps ---------------------------------------------------------------------------------
+
+
+async def test_one_start_serves_everybody_who_waits(script, nursery, autojump_clock):
+    """Ten requests, one process (I5)."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    async with trio.open_nursery() as clients:
+        for _ in range(10):
+            clients.start_soon(use, group, "a", 1, script)
+
+    assert [text for _, text in script.trace].count("a spawned") == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_interleaved_requests_are_batched(script, nursery, autojump_clock):
+    """A B C A B C costs three loads, not six."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    async with trio.open_nursery() as clients:
+        for model in "abcabc":
+            clients.start_soon(use, group, model, 1, script)
+
+    assert sum(text.endswith("spawned") for _, text in script.trace) == 3
+    nursery.cancel_scope.cancel()
+
+
+async def test_the_lock_is_free_while_the_newcomer_serves(script, nursery, autojump_clock):
+    """The swap ends when the newcomer is ready: the first response does not hold it."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    nursery.start_soon(use, group, "a", 1000, script)
+    await trio.sleep(10)
+
+    assert not group._lock.locked()
+    assert group.limiter.borrowed_tokens == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_drain_deadline_cuts_what_does_not_end(script, nursery, autojump_clock):
+    """With drain_timeout set, B waits max_wait and the drain, no longer; the cut request is told why."""
+    group = make_group(script, max_wait=60.0, drain_timeout=20.0)
+    await nursery.start(group.run)
+    cut: list[str] = []
+
+    async def endless() -> None:
+        try:
+            await use(group, "a", 10_000, script)
+        except LeaseCut as exc:
+            cut.append(exc.message)
+
+    nursery.start_soon(endless)
+    await trio.sleep(5)
+    begun = trio.current_time()
+    await use(group, "b", 0, script)
+
+    assert trio.current_time() - begun == 60 + 20 + script.stop + script.load
+    assert "20 s after its model was to stop" in cut[0]
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_old_drain_does_not_cut_the_successor(script, nursery, autojump_clock):
+    """Unload is draining attempt 1 when it dies; what attempt 2 serves outlives that deadline (I2)."""
+    group = make_group(script, unload_drain_timeout=50.0)
+    await nursery.start(group.run)
+    nursery.start_soon(use_and_fail, group, script)
+    await trio.sleep(6)
+    nursery.start_soon(group.unload, ("a",))
+    await trio.sleep(1)
+    script.alive["a"].crash()
+
+    assert await use(group, "a", 500, script) == "a"
+    nursery.cancel_scope.cancel()
+
+
+async def use_and_fail(group: SwapGroup, script: Script) -> None:
+    """Hold a lease for long, whatever becomes of the model: it is cut in the end."""
+    with pytest.raises(LeaseCut):
+        await use(group, "a", 1000, script)
+
+
+async def test_groups_that_cannot_collide_do_not_wait_for_each_other(script, nursery, autojump_clock):
+    """Two members of a group that does not swap load one after the other and stay."""
+    group = make_group(script, GroupConfig("together", ("a", "b"), swap=False))
+    await nursery.start(group.run)
+    await use(group, "a", 0, script)
+    await use(group, "b", 0, script)
+
+    assert script.alive.keys() == {"a", "b"}
+    nursery.cancel_scope.cancel()
+
+
+# ---- clients that leave ---------------------------------------------------------------------
+
+
+async def test_a_client_that_leaves_the_queue_leaves_nothing(script, nursery, autojump_clock):
+    """Its ticket is forgotten, the swap it wanted is called off and the gate opens again (I9)."""
+    group = make_group(script, max_wait=10.0)
+    await nursery.start(group.run)
+    nursery.start_soon(use, group, "a", 1000, script)
+    await trio.sleep(6)
+    with trio.move_on_after(20):
+        await use(group, "b", 1, script)
+
+    await wait_all_tasks_blocked()
+    assert state_of(group, "a") is State.READY
+    assert not group._lock.locked()
+    assert set(group.core._where) == {1}
+    nursery.cancel_scope.cancel()
+
+
+async def test_an_abandoned_load_gives_way(script, nursery, autojump_clock):
+    """Nobody waits for A's load any more and B does: A is stopped at once and B starts (llama-swap #727)."""
+    script.load = 500.0
+    group = make_group(script)
+    await nursery.start(group.run)
+    with trio.move_on_after(10):
+        await use(group, "a", 1, script)
+    await use(group, "b", 1, script)
+
+    assert (12, "a gone") in script.trace
+    assert (512, "b ready") in script.trace
+    nursery.cancel_scope.cancel()
+
+
+# ---- failures --------------------------------------------------------------------------------
+
+
+async def test_a_failed_start_is_an_answer_not_a_state(script, nursery, autojump_clock):
+    """Three failing starts, then a good one, without anything else happening in between."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    script.fails = True
+    for _ in range(3):
+        with pytest.raises(StartFailed):
+            await use(group, "a", 1, script)
+    script.fails = False
+
+    assert await use(group, "a", 1, script) == "a"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_bug_in_the_supervision_is_one_models_failure(script, nursery, autojump_clock):
+    """An unexpected exception reaches the waiters as a failed start, not the daemon (I13)."""
+    group = make_group(script)
+    await nursery.start(group.run)
+
+    def explode(name: str) -> None:
+        raise RuntimeError("boom")
+
+    script.on_spawn = explode
+    with pytest.raises(StartFailed, match="boom"):
+        await use(group, "a", 1, script)
+    script.on_spawn = lambda name: None
+
+    assert await use(group, "b", 1, script) == "b"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_crash_frees_the_place(script, nursery, autojump_clock):
+    """A model that dies while it serves is started again for the next request."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    await use(group, "a", 1, script)
+    script.alive["a"].crash()
+    await wait_all_tasks_blocked()
+
+    assert state_of(group, "a") is State.STOPPED
+    assert await use(group, "a", 1, script) == "a"
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_stuck_process_keeps_its_token_and_blocks_nobody_for_ever(script, nursery, autojump_clock):
+    """Who needs its room is told; when it ends after all the place is free again (I6, I7)."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    await use(group, "a", 1, script)
+    script.stays_stuck = True
+    with pytest.raises(ModelStuck):
+        await use(group, "b", 1, script)
+    stuck = script.alive["a"]
+
+    assert group.limiter.borrowed_tokens == 1
+    with pytest.raises(ModelStuck):
+        await group.unload(("a",))
+    script.stays_stuck = False
+    stuck.die_after_all()
+    await wait_all_tasks_blocked()
+    assert await use(group, "b", 1, script) == "b"
+    nursery.cancel_scope.cancel()
+
+
+# ---- time to live, unload, shutdown ------------------------------------------------------------
+
+
+async def test_ttl_unloads_an_idle_model_at_its_deadline(script, nursery, autojump_clock):
+    """The clock starts when the last request ends."""
+    group = make_group(script, ttl=30.0)
+    await nursery.start(group.run)
+    await use(group, "a", 100, script)
+    ended = trio.current_time()
+    await trio.sleep(1000)
+
+    assert script.trace[-1] == (ended + 30 + script.stop, "a gone")
+    nursery.cancel_scope.cancel()
+
+
+async def test_unload_waits_for_what_is_served_and_tells_who_waits(script, nursery, autojump_clock):
+    """The served request ends well, the waiting one is told, and unload returns when the tree is gone."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    answers: list[str] = []
+
+    async def served() -> None:
+        answers.append(await use(group, "a", 20, script))
+
+    async def waits() -> None:
+        with pytest.raises(ModelUnloaded):
+            await use(group, "b", 1, script)
+        answers.append("told")
+
+    nursery.start_soon(served)
+    await trio.sleep(6)
+    nursery.start_soon(waits)
+    await wait_all_tasks_blocked()
+    await group.unload(("a", "b", "c"))
+
+    assert answers == ["told", "a"]
+    assert not script.alive
+    nursery.cancel_scope.cancel()
+
+
+async def test_unload_during_a_load_stops_it(script, nursery, autojump_clock):
+    """And a request that comes meanwhile gets a fresh start of its own."""
+    group = make_group(script)
+    await nursery.start(group.run)
+
+    async def first() -> None:
+        with pytest.raises(ModelUnloaded):
+            await use(group, "a", 1, script)
+
+    nursery.start_soon(first)
+    await trio.sleep(1)
+    nursery.start_soon(group.unload, ("a",))
+    await wait_all_tasks_blocked()
+
+    assert await use(group, "a", 1, script) == "a"
+    assert [text for _, text in script.trace].count("a spawned") == 2
+    nursery.cancel_scope.cancel()
+
+
+async def test_shutdown_finishes_what_is_served_and_ends(script, autojump_clock):
+    """run() returns when everything is gone; new and waiting requests are told (I8)."""
+    group = make_group(script)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(group.run)
+        nursery.start_soon(use, group, "a", 20, script)
+        await trio.sleep(6)
+        group.shutdown()
+        with pytest.raises(ShuttingDown):
+            await use(group, "b", 1, script)
+
+    assert script.trace[-2:] == [(25, "a served"), (27, "a gone")]
+
+
+async def test_shutdown_is_bounded_and_can_be_hastened(script, autojump_clock):
+    """What does not end is cut at the drain deadline, or at once when asked."""
+    for hasten in (False, True):
+        group = make_group(script, unload_drain_timeout=30.0)
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(group.run)
+            nursery.start_soon(cut_request, group, script)
+            await trio.sleep(6)
+            group.shutdown()
+            if hasten:
+                await wait_all_tasks_blocked()
+                group.hasten("now")
+
+        assert trio.current_time() - begun == 6 + (0 if hasten else 30) + script.stop
+
+
+async def cut_request(group: SwapGroup, script: Script) -> None:
+    with pytest.raises(LeaseCut):
+        await use(group, "a", 10_000, script)
+
+
+async def test_cancelling_the_group_ends_every_process(script):
+    """However deep in a load or a drain: when run() is over nothing is left (I7)."""
+    for when in range(0, 80, 3):
+        clock = MockClock(autojump_threshold=0)
+
+        async def main(moment: float = when) -> None:
+            group = make_group(script, max_wait=20.0)
+            with trio.move_on_after(moment):
+                async with trio.open_nursery() as nursery:
+                    await nursery.start(group.run)
+                    nursery.start_soon(use, group, "a", 30, script)
+                    nursery.start_soon(use, group, "b", 30, script)
+
+        await trio.to_thread.run_sync(lambda c=clock, m=main: trio.run(m, clock=c))
+
+        assert not script.alive

@@ -1,0 +1,67 @@
+"""What systemd is told, by a real daemon over a real socket."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+import pytest
+from commands import daemon, write_config
+from sockets import notify_socket
+
+from trioswap.notify import feed_watchdog, notify, watchdog_interval
+
+
+async def test_a_service_from_start_to_stop(tmp_path):
+    """systemd hears that it is ready, then signs of life at half the asked interval, then that it stops."""
+    with notify_socket(tmp_path / "notify") as notices:
+        environment = {**notices.environment, "WATCHDOG_USEC": "20000"}
+        async with daemon("serve", "-c", write_config(tmp_path, {"a": ()}), env=environment) as served:
+            await notices.wait_for("READY=1")
+            await notices.wait_for("WATCHDOG=1")
+            await notices.wait_for("WATCHDOG=1")
+            assert await served.stop() == 0
+            await notices.wait_for("STOPPING=1")
+
+
+async def test_abstract_socket(monkeypatch):
+    """An address that begins with "@" is a name in Linux's abstract name space."""
+    with notify_socket(f"@trioswap-test-{secrets.token_hex(8)}") as notices:
+        monkeypatch.setenv("NOTIFY_SOCKET", notices.environment["NOTIFY_SOCKET"])
+        notify("STATUS=hello")
+
+        assert await notices.next() == "STATUS=hello"
+
+
+@pytest.mark.parametrize("address", ["", "no-such-socket", "@trioswap-nobody-listens-here"])
+def test_nobody_listens(address, monkeypatch, tmp_path):
+    """A missing or dead socket is no error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOTIFY_SOCKET", address)
+
+    notify("READY=1")
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "30000000"}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": str(os.getpid())}, 15.0),
+        ({"WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}, None),
+        ({"WATCHDOG_USEC": "0"}, None),
+        ({"WATCHDOG_USEC": "soon"}, None),
+        ({}, None),
+    ],
+)
+async def test_watchdog_interval(environment, seconds, monkeypatch):
+    """Signs of life come twice as often as asked, and only when they are asked of this process."""
+    for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert watchdog_interval() == seconds
+    if seconds is None:
+        await feed_watchdog()  # returns: nobody wants any
