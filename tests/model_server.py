@@ -173,6 +173,7 @@ def serve(options):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", options.port))
     listener.listen(1024)
+    options.ready_at = max(time.monotonic(), STARTED_AT + options.ready_delay)
     say(options, "listening")
     if not options.never_ready:
         threading.Thread(target=tell_ready, args=(options,), daemon=True).start()
@@ -246,7 +247,7 @@ def counted(connection, reader, options, head):
     outcome = "aborted"
     try:
         request = Request(*head, read_body(connection, reader, head[2]))
-        keep = answer(connection, request, options.overridden(script_of(request)))
+        keep = answer(connection, request, options.overridden(request.wants.get("script", {})))
         outcome = "finished"
     except (OSError, ClientLeft):
         return False
@@ -258,10 +259,6 @@ def counted(connection, reader, options, head):
 def count(what):
     with counts_lock:
         counts[what] += 1
-
-
-def script_of(request):
-    return request.wants.get("script", {})
 
 
 def read_headers(reader):
@@ -277,8 +274,7 @@ def read_body(connection, reader, headers):
         connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
     if headers.get("transfer-encoding", "").lower() == "chunked":
         return b"".join(read_chunks(reader))
-    length = int(headers.get("content-length", 0))
-    return read_exactly(reader, length)
+    return read_exactly(reader, int(headers.get("content-length", 0)))
 
 
 def read_chunks(reader):
@@ -355,6 +351,7 @@ def completion(request, options):
         ],
         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
         "pid": os.getpid(),
+        "ready_at": options.ready_at,  # on the monotonic clock that all processes share
         "path": request.target,
         "headers": request.headers,
         "bytes": len(request.body),
