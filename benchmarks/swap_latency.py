@@ -1,0 +1,153 @@
+"""How much trioswap adds to the start of a model server, and to a swap.
+
+Two figures, each the median of ROUNDS, with a scriptable server that becomes ready a known
+time after its start and reports when that was on the clock that all processes share:
+
+    ready -> first byte   from "the server answers 200" to the first byte of the answer at the client
+    swap                  the whole swap through the daemon, as a ratio to stopping and starting
+                          the same servers by hand, side by side in this run
+
+Run it with `nox -s bench`.  Exits with 1 when the promise (50 ms) is not kept.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+ROUNDS = 20
+PROMISE = 0.050  # seconds from ready to the first forwarded byte
+SERVER = Path(__file__).parent.parent / "tests" / "model_server.py"
+# name -> flags: a server that says when it is ready, and one that says nothing at all.
+SERVERS = {
+    "talks-200ms": ("--ready-delay", "0.2"),
+    "silent-200ms": ("--ready-delay", "0.2", "--silent"),
+    "talks-1s": ("--ready-delay", "1"),
+    "silent-1s": ("--ready-delay", "1", "--silent"),
+    "late-port-1s": ("--bind-delay", "1", "--silent"),
+}
+
+
+def command(name: str, port: str, flags: tuple[str, ...]) -> list[str]:
+    return [sys.executable, "-S", "-E", str(SERVER), "--port", port, "--name", name, *flags]
+
+
+@contextmanager
+def daemon() -> Iterator[tuple[str, int]]:
+    """A real daemon with the servers above, one resident at a time; gives its host and port."""
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "trioswap.toml"
+        models = [f'[models."{name}"]\ncmd = {json.dumps(command(name, "${PORT}", f))}\n' for name, f in SERVERS.items()]
+        config.write_text('listen = "127.0.0.1:0"\n' + "\n".join(models))
+        argv = [sys.executable, "-m", "trioswap", "serve", "-c", str(config), "--log-level", "error"]
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            url = urlsplit(process.stdout.readline().split()[-1])
+            assert url.hostname is not None
+            assert url.port is not None
+            try:
+                yield url.hostname, url.port
+            finally:
+                process.send_signal(signal.SIGTERM)
+
+
+def ask(address: tuple[str, int], model: str, path: str = "/v1/chat/completions") -> tuple[float, dict[str, float]]:
+    """POST a small request; when the first byte of the answer came, and the answer."""
+    connection = http.client.HTTPConnection(*address, timeout=30)
+    connection.request("POST", path, json.dumps({"model": model, "messages": []}))
+    response = connection.getresponse()
+    first_byte = time.monotonic()
+    answer = json.loads(response.read())
+    assert response.status == 200, answer
+    connection.close()
+    return first_byte, answer
+
+
+def ready_to_first_byte(address: tuple[str, int], model: str, other: str) -> list[float]:
+    """Seconds by which the first byte comes after the server was ready, each time through a swap."""
+    delays = []
+    for _ in range(ROUNDS):
+        ask(address, other)
+        first_byte, answer = ask(address, model)
+        delays.append(first_byte - answer["ready_at"])
+    return delays
+
+
+def swaps_through_daemon(address: tuple[str, int], models: tuple[str, str]) -> list[float]:
+    """Seconds from the request to the answer when the other model is resident."""
+    ask(address, models[1])
+    took = []
+    for index in range(ROUNDS):
+        begun = time.monotonic()
+        ask(address, models[index % 2])
+        took.append(time.monotonic() - begun)
+    return took
+
+
+def swaps_by_hand(models: tuple[str, str]) -> list[float]:
+    """The same with nothing in between: stop one, start the other, ask it as soon as it is ready."""
+    took = []
+    port = str(50_000 + os.getpid() % 10_000)
+    running: subprocess.Popen[bytes] | None = None
+    for index in range(ROUNDS + 1):
+        begun = time.monotonic()
+        if running is not None:
+            running.terminate()
+            running.wait()
+        name = models[index % 2]
+        running = subprocess.Popen(command(name, port, SERVERS[name]), stdout=subprocess.DEVNULL)
+        ask_when_ready(("127.0.0.1", int(port)), name)
+        took.append(time.monotonic() - begun)
+    assert running is not None
+    running.terminate()
+    running.wait()
+    return took[1:]
+
+
+def ask_when_ready(address: tuple[str, int], model: str) -> None:
+    """Poll without mercy: the fastest anybody could be."""
+    while True:
+        try:
+            connection = http.client.HTTPConnection(*address, timeout=30)
+            connection.request("GET", "/health")
+            if connection.getresponse().status == 200:
+                break
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        time.sleep(0.001)  # noqa: TID251 - no event loop here
+    ask(address, model)
+
+
+def main() -> int:
+    """Measure, print, judge."""
+    kept = True
+    with daemon() as address:
+        print(f"ready -> first byte at the client, median of {ROUNDS} (promise: {PROMISE * 1e3:.0f} ms)")
+        for model in SERVERS:
+            delays = ready_to_first_byte(address, model, "talks-200ms" if model != "talks-200ms" else "silent-200ms")
+            median = statistics.median(delays)
+            kept = kept and median <= PROMISE
+            print(f"  {model:14} {median * 1e3:6.1f} ms   (min {min(delays) * 1e3:.1f}, max {max(delays) * 1e3:.1f})")
+        pair = ("talks-200ms", "silent-200ms")
+        through, by_hand = (statistics.median(f) for f in (swaps_through_daemon(address, pair), swaps_by_hand(pair)))
+    print(f"swap of two servers that need 200 ms, median of {ROUNDS}")
+    print(f"  by hand        {by_hand * 1e3:6.1f} ms")
+    print(f"  through us     {through * 1e3:6.1f} ms   ratio {through / by_hand:.2f}, added {1e3 * (through - by_hand):.1f} ms")
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The shape of the package: a module imports only what stands above it, and who may import what."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import trioswap
+
+PACKAGE = Path(trioswap.__file__).parent
+
+# From the pure core to the command line.  A new module gets its place here first.
+ORDER = [
+    # pure: no trio, no clock, no I/O (but reading the configuration file)
+    "errors",
+    "config.mistakes",
+    "config.values",
+    "config.command",
+    "config.addresses",
+    "config.schema",
+    "config.raw",
+    "config.model",
+    "config.resolve",
+    "config.checks",
+    "config.toml",
+    "config",
+    "lifecycle",
+    "residency",
+    "messages",
+    "scheduler",
+    "request",
+    # one resource each
+    "proctree",
+    "logs",
+    "upstream",
+    "remote",
+    "inflight",
+    "process",
+    "group",
+    "fleet",
+    # the HTTP edge
+    "asgi",
+    "proxy",
+    "api",
+    "api.models",
+    "api.logs",
+    "api.admin",
+    "app",
+    "bounded",
+    "server",
+    # top
+    "notify",
+    "daemon",
+    "tinymodels",
+    "engine",
+    "demo",
+    "cli",
+    "__main__",
+]
+PURE = ORDER[: ORDER.index("proctree")]
+ONLY_IMPORTER = {"httpx": "remote", "hypercorn": "server", "click": "cli", "xllamacpp": "engine", "gguf": "tinymodels"}
+
+
+def path_of(name: str) -> Path:
+    parts = name.split(".")
+    package = PACKAGE.joinpath(*parts) / "__init__.py"
+    return package if package.exists() else PACKAGE.joinpath(*parts).with_suffix(".py")
+
+
+def imports(name: str) -> set[str]:
+    """Full names of what a module imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path_of(name).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(name: str) -> set[str]:
+    """Modules of this package that a module imports."""
+    wanted = {full.removeprefix("trioswap.") for full in imports(name) if full.startswith("trioswap.")}
+    parents = {full.rpartition(".")[0] for full in wanted}
+    return {full for full in wanted | parents if full in ORDER}
+
+
+def test_every_module_has_a_place():
+    """The list above is complete and names nothing that is gone."""
+    names = {
+        ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        for path in PACKAGE.rglob("*.py")
+    } - {"__init__"}
+
+    assert names == set(ORDER)
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_point_up(name):
+    """A module imports only modules that stand above it."""
+    below = {other for other in ours(name) if ORDER.index(other) >= ORDER.index(name)}
+
+    assert not below - ({name} if name in ("config", "api") else set())
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_decisions_are_pure(name):
+    """The brain knows neither Trio nor a clock nor a socket."""
+    forbidden = ("trio.", "time.", "socket.", "subprocess.", "os.", "logging.", "random.")
+
+    assert not {full for full in imports(name) if f"{full}.".startswith(forbidden)}
+
+
+@pytest.mark.parametrize("library", ONLY_IMPORTER)
+def test_a_library_has_one_importer(library):
+    """What may change under our feet is behind one module."""
+    importers = {name for name in ORDER if any(full.split(".")[0] == library for full in imports(name))}
+
+    assert importers <= {ONLY_IMPORTER[library]}
+
+
+def test_modules_stay_small():
+    """A module of more than 400 lines is two ideas."""
+    long = {name: lines for name in ORDER if (lines := path_of(name).read_text().count("\n")) > 400}
+
+    assert not long
