@@ -6,12 +6,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import attrs
-import tomli_w
 import trio
-from children import PATIENCE, free_port, model_argv, read_until, running
+from children import PATIENCE, read_until, running
 
 TRIOSWAP = (sys.executable, "-m", "trioswap")
 LISTENS = "trioswap listens on "
@@ -39,11 +37,13 @@ class Daemon:
 
 @asynccontextmanager
 async def daemon(*arguments: str, until: str = "\n", env: Mapping[str, str] | None = None) -> AsyncIterator[Daemon]:
-    """Run `trioswap ARGUMENTS`; the block begins when it listens and has written *until*, and it ends with the block."""
+    """Run `trioswap ARGUMENTS` while the block runs, which begins when it listens and has then written *until*."""
     async with running((*TRIOSWAP, *arguments), env=env) as process:
         try:
             with trio.fail_after(PATIENCE):
-                said = await read_until(process, LISTENS) + await read_until(process, until)
+                said = await read_until(process, LISTENS)
+                while until not in said.partition(LISTENS)[2]:
+                    said += await read_until(process, "\n")
             yield Daemon(process, said.partition(LISTENS)[2].partition("\n")[0], said)
         finally:
             # Not killed, or its model servers would be left; shielded, or a failed test would leave both.
@@ -52,23 +52,9 @@ async def daemon(*arguments: str, until: str = "\n", env: Mapping[str, str] | No
                 await process.wait()
 
 
-async def trioswap(*arguments: str, stdout: int = subprocess.PIPE, **options) -> subprocess.CompletedProcess[str]:
-    """Run `trioswap ARGUMENTS` to its end; what it wrote is text."""
+async def trioswap(*arguments: str, stdout: int | None = None, **options) -> subprocess.CompletedProcess[str]:
+    """Run `trioswap ARGUMENTS` to its end; what it wrote is text.  *stdout* is a descriptor to use instead."""
+    output = {"capture_stdout": True} if stdout is None else {"stdout": stdout}
     with trio.fail_after(PATIENCE):
-        done = await trio.run_process(
-            (*TRIOSWAP, *arguments), check=False, stdout=stdout, stderr=subprocess.PIPE, **options
-        )
+        done = await trio.run_process((*TRIOSWAP, *arguments), check=False, capture_stderr=True, **output, **options)
     return subprocess.CompletedProcess(done.args, done.returncode, (done.stdout or b"").decode(), done.stderr.decode())
-
-
-def write_config(directory: Path, models: Mapping[str, tuple[str, ...]], **settings: object) -> str:
-    """A file that names scriptable model servers, name -> flags, and listens on a free port; its path."""
-    tables = {name: _model(name, flags) for name, flags in models.items()}
-    path = directory / "trioswap.toml"
-    path.write_text(tomli_w.dumps({"listen": "127.0.0.1:0", **settings, "models": tables}))
-    return str(path)
-
-
-def _model(name: str, flags: tuple[str, ...]) -> dict[str, object]:
-    port = free_port()
-    return {"cmd": list(model_argv(name, *flags, port=port)), "proxy": f"http://127.0.0.1:{port}"}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import trio
 from children import PATIENCE, alive, ask, free_port, model_argv, read_until, running
-from commands import TRIOSWAP, daemon, trioswap, write_config
+from commands import TRIOSWAP, daemon, trioswap
+from daemons import scripted, write_config
 from sockets import notify_socket
 
 from trioswap import __version__
@@ -54,7 +57,7 @@ async def test_version_is_quick_because_little_is_imported():
 
 async def test_check_accepts(tmp_path):
     """`check` says in one line how much it has read."""
-    config = write_config(tmp_path, {"a": (), "b": ()}, groups={"g": {"members": ["a"]}})
+    config = write_config(tmp_path, {"a": scripted(), "b": scripted()}, groups={"g": {"members": ["a"]}})
     done = await trioswap("check", "-c", config)
 
     assert (done.returncode, done.stderr) == (0, "")
@@ -87,7 +90,7 @@ async def test_no_configuration(tmp_path):
 async def test_configuration_is_found(place, tmp_path):
     """The configuration in the current directory is read, and the one in the home."""
     (tmp_path / place).mkdir(parents=True, exist_ok=True)
-    write_config(tmp_path / place, {"a": ()})
+    write_config(tmp_path / place, {"a": scripted()})
     done = await trioswap("check", cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)})
 
     assert done.returncode == 0, done.stderr
@@ -106,7 +109,7 @@ async def test_configuration_is_found(place, tmp_path):
 )
 async def test_bad_arguments(arguments, words, tmp_path):
     """Bad arguments end with 2 and a sentence about them, never with a traceback."""
-    config = write_config(tmp_path, {"a": ()})
+    config = write_config(tmp_path, {"a": scripted()})
     done = await trioswap(*(config if word == "CONFIG" else word for word in arguments))
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -121,7 +124,7 @@ async def test_port_in_use(tmp_path):
     """A port that is taken ends `serve` with 1 and one line that names it."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        done = await trioswap("serve", "-c", write_config(tmp_path, {"a": ()}), "--listen", address)
+        done = await trioswap("serve", "-c", write_config(tmp_path, {"a": scripted()}), "--listen", address)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert f"cannot listen on {address}" in one_line(done.stderr)
@@ -129,7 +132,7 @@ async def test_port_in_use(tmp_path):
 
 async def test_serve_from_start_to_stop(tmp_path):
     """`serve` prints one line, answers, and after SIGTERM exits with 0 and leaves no model server."""
-    config = write_config(tmp_path, {"a": ("--setsid-child",)})
+    config = write_config(tmp_path, {"a": scripted("--setsid-child", unload_timeout=0.2)})
     async with daemon("serve", "-c", config) as running_daemon:
         status, body = await ask(running_daemon.port, "GET", "/upstream/a/children")
         status_pid, pid = await ask(running_daemon.port, "GET", "/upstream/a/pid")
@@ -147,13 +150,15 @@ async def test_stdout_that_nobody_reads(tmp_path):
     """A full pipe as standard output holds up neither the start nor the exit."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    with pytest.raises(BlockingIOError):
-        while True:
-            os.write(writer, bytes(4096))
+    with contextlib.suppress(BlockingIOError):
+        while os.write(writer, bytes(4096)):
+            pass
     os.set_blocking(writer, True)
     with notify_socket(tmp_path / "notify") as notices:
         process = await trio.lowlevel.open_process(
-            (*TRIOSWAP, "serve", "-c", write_config(tmp_path, {"a": ()})), stdout=writer, env=notices.environment
+            (*TRIOSWAP, "serve", "-c", write_config(tmp_path, {"a": scripted()})),
+            stdout=writer,
+            env=notices.environment,
         )
         try:
             await notices.wait_for("READY=1")
@@ -169,7 +174,7 @@ async def test_stdout_that_nobody_reads(tmp_path):
 async def test_closed_stdout_and_stderr(tmp_path):
     """Closed standard streams do no harm: no socket gets their numbers, so no client gets our log lines."""
     port = free_port()
-    config = write_config(tmp_path, {"a": ()}, listen=f"127.0.0.1:{port}", log_level="debug")
+    config = write_config(tmp_path, {"a": scripted()}, listen=f"127.0.0.1:{port}", log_level="debug")
     shell = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *TRIOSWAP, "serve", "-c", config)
     with notify_socket(tmp_path / "notify") as notices:
         process = await trio.lowlevel.open_process(shell, env=notices.environment)
@@ -177,8 +182,7 @@ async def test_closed_stdout_and_stderr(tmp_path):
             await notices.wait_for("READY=1")
             for _ in range(3):
                 assert await ask(port, "GET", "/upstream/a/x") == (200, b"a /x")
-            standard = [os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)]
-            assert standard == [os.devnull] * 3
+            assert standard_streams(process.pid) == [Path(os.devnull)] * 3
             process.terminate()
             with trio.fail_after(PATIENCE):
                 assert await process.wait() == 0
@@ -186,12 +190,16 @@ async def test_closed_stdout_and_stderr(tmp_path):
             process.kill()
 
 
+def standard_streams(pid: int) -> list[Path]:
+    return [Path(f"/proc/{pid}/fd/{number}").readlink() for number in range(3)]
+
+
 # ---- talking to a running daemon ----------------------------------------------------------------
 
 
 async def test_ps_load_unload_logs(tmp_path):
     """The four commands show and steer what a running daemon does."""
-    config = write_config(tmp_path, {"a/b c": (), "other": ()})
+    config = write_config(tmp_path, {"a/b c": scripted(), "other": scripted()})
     async with daemon("serve", "-c", config) as served:
         url = ("--url", served.url)
         loaded = await trioswap("load", "a/b c", *url)
@@ -215,7 +223,7 @@ async def test_ps_load_unload_logs(tmp_path):
 
 async def test_daemon_says_no(tmp_path):
     """What the daemon refuses is told in its own words, on one line, with exit code 1."""
-    config = write_config(tmp_path, {"alpha": (), "broken": ("--exit-at-start", "7")})
+    config = write_config(tmp_path, {"alpha": scripted(), "broken": scripted("--exit-at-start", "7")})
     async with daemon("serve", "-c", config) as served:
         unknown = [await trioswap(command, "alhpa", "--url", served.url) for command in ("load", "unload", "logs")]
         broken = await trioswap("load", "broken", "--url", served.url)
@@ -278,7 +286,7 @@ async def test_api_key_is_sent():
 
 async def test_logs_follow_until_ctrl_c(tmp_path):
     """`logs -f` goes on with what comes; Ctrl-C ends it with 0 and not a word."""
-    async with daemon("serve", "-c", write_config(tmp_path, {"a": ()})) as served:
+    async with daemon("serve", "-c", write_config(tmp_path, {"a": scripted()})) as served:
         follow = (*TRIOSWAP, "logs", "-f", "a", "--url", served.url)
         with trio.fail_after(PATIENCE):
             process = await trio.lowlevel.open_process(follow, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -293,7 +301,7 @@ async def test_logs_follow_until_ctrl_c(tmp_path):
 
 async def test_reader_that_left(tmp_path):
     """`trioswap logs | head` ends without a word when head has seen enough."""
-    async with daemon("serve", "-c", write_config(tmp_path, {"a": ()})) as served:
+    async with daemon("serve", "-c", write_config(tmp_path, {"a": scripted()})) as served:
         reader, writer = os.pipe()
         os.close(reader)
         done = await trioswap("logs", "--url", served.url, stdout=writer)

@@ -6,7 +6,8 @@ import os
 import secrets
 
 import pytest
-from commands import daemon, write_config
+from commands import daemon
+from daemons import scripted, write_config
 from sockets import notify_socket
 
 from trioswap.notify import feed_watchdog, notify, watchdog_interval
@@ -16,7 +17,7 @@ async def test_a_service_from_start_to_stop(tmp_path):
     """systemd hears that it is ready, then signs of life at half the asked interval, then that it stops."""
     with notify_socket(tmp_path / "notify") as notices:
         environment = {**notices.environment, "WATCHDOG_USEC": "20000"}
-        async with daemon("serve", "-c", write_config(tmp_path, {"a": ()}), env=environment) as served:
+        async with daemon("serve", "-c", write_config(tmp_path, {"a": scripted()}), env=environment) as served:
             await notices.wait_for("READY=1")
             await notices.wait_for("WATCHDOG=1")
             await notices.wait_for("WATCHDOG=1")

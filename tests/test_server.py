@@ -1,265 +1,19 @@
 """The server against real sockets: hostile bytes, clients that leave or stop reading, and shutdown.
 
-Every test ends in `serving`, which begins a shutdown and waits for `run()`: a connection
-task that is left behind fails the test.
+`serving` also sees to it that nothing is left behind.  Streams of HTTP/2: test_server_http2.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections import deque
-from contextlib import asynccontextmanager
-from functools import partial
 
-import attrs
-import h2.config
-import h2.connection
-import h2.errors
-import h2.events
-import h2.settings
 import h11
 import hpack
 import pytest
 import trio
 from hyperframe.frame import DataFrame, HeadersFrame, PingFrame, PriorityFrame, SettingsFrame
-
-from trioswap.server import HttpServer
-
-GUARD = 60  # seconds; only a test that hangs meets it
-LONG = 1000.0  # seconds; a time that no test lives through
-PIECE = bytes(2**16)
-
-
-# ---- the application ------------------------------------------------------------------
-
-
-@attrs.define(eq=False)
-class App:
-    """A small ASGI application; each path is a way to behave."""
-
-    entered: trio.Event = attrs.field(factory=trio.Event)
-    """A call has begun."""
-    left: trio.Event = attrs.field(factory=trio.Event)
-    """http.disconnect was received while the request was served."""
-    release: trio.Event = attrs.field(factory=trio.Event)
-    """The test lets `/wait` answer."""
-    numbers: trio.MemoryReceiveChannel | None = None
-    """What `/stream` sends, one chunk for each."""
-    sent: int = 0
-    """Pieces that `/flood` has sent."""
-    ended: int = 0
-    """Calls that have ended, however."""
-
-    async def __call__(self, scope, receive, send):
-        self.entered.set()
-        behaviour = getattr(self, scope["path"].strip("/").replace("-", "_"))
-        try:
-            await behaviour(receive, send)
-        finally:
-            self.ended += 1
-
-    async def hello(self, receive, send):
-        await start(send, (b"content-length", b"5"))
-        await body(send, b"hello", more=False)
-
-    async def wait(self, receive, send):
-        await self.release.wait()
-        await self.hello(receive, send)
-
-    async def stream(self, receive, send):
-        await start(send)
-        async for number in self.numbers:
-            await body(send, b"%d\n" % number)
-        await body(send, b"", more=False)
-
-    async def listen(self, receive, send):
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.left.set()
-
-    async def flood(self, receive, send):
-        """Send for ever; leave when the client does."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._blind_flood, send)
-            await self.listen(receive, send)
-            nursery.cancel_scope.cancel()
-
-    async def _blind_flood(self, send):
-        await start(send)
-        while True:
-            await body(send, PIECE)
-            self.sent += 1
-
-    async def deaf(self, receive, send):
-        """Send much, without a look at what the client does."""
-        await start(send)
-        for _ in range(400):
-            await body(send, PIECE)
-
-    async def early(self, receive, send):
-        await start(send, (b"content-length", b"5"), status=413)
-        await body(send, b"large", more=False)
-
-    async def cut(self, receive, send):
-        await start(send)
-        await body(send, b"half of the an")
-
-    async def cut_sized(self, receive, send):
-        await start(send, (b"content-length", b"100"))
-        await body(send, b"half of the an")
-
-    async def broken(self, receive, send):
-        raise ValueError("seeded")
-
-    async def ws(self, receive, send):
-        await receive()
-        await send({"type": "websocket.accept"})
-        while (await receive())["type"] != "websocket.disconnect":
-            pass
-
-
-async def start(send, *headers, status=200):
-    await send({"type": "http.response.start", "status": status, "headers": list(headers)})
-
-
-async def body(send, data, *, more=True):
-    await send({"type": "http.response.body", "body": data, "more_body": more})
-
-
-@attrs.define(eq=False)
-class Served:
-    """A running server."""
-
-    server: HttpServer
-    port: int
-    running: trio.CancelScope
-    """Around `run()` alone."""
-
-    async def connect(self, *, small_buffer=False):
-        """A connected stream; with *small_buffer* it soon takes no more if it is not read."""
-        sock = trio.socket.socket()
-        if small_buffer:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        await sock.connect(("127.0.0.1", self.port))
-        return trio.SocketStream(sock)
-
-    async def client(self, **options):
-        return Client(await self.connect(**options))
-
-    async def client2(self):
-        client = Client2(await self.connect())
-        await client.flush()
-        return client
-
-
-@asynccontextmanager
-async def serving(app, **options):
-    """A server for the length of the block; then shut down, and nothing of it may be left."""
-    with trio.fail_after(GUARD):
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        served = Served(HttpServer(app, **options), listeners[0].socket.getsockname()[1], trio.CancelScope())
-        async with trio.open_nursery() as nursery:
-            await nursery.start(partial(run, served, listeners))
-            yield served
-            served.server.begin_shutdown()
-        assert served.server.open_connections == 0
-
-
-async def run(served, listeners, *, task_status):
-    with served.running:
-        await served.server.run(listeners, task_status=task_status)
-
-
-async def until(condition):
-    """Return when *condition* holds."""
-    while not condition():
-        await trio.lowlevel.checkpoint()
-
-
-# ---- clients ----------------------------------------------------------------------------
-
-
-async def receive_or_nothing(stream):
-    """What came, or nothing if the connection is at its end, however it ended."""
-    try:
-        return await stream.receive_some(2**16)
-    except trio.BrokenResourceError:
-        return b""
-
-
-async def read_to_end(stream):
-    received = b""
-    while data := await receive_or_nothing(stream):
-        received += data
-    return received
-
-
-@attrs.define(eq=False)
-class Client:
-    """An HTTP/1.1 client that can do each step alone."""
-
-    stream: trio.SocketStream
-    parser: h11.Connection = attrs.field(factory=partial(h11.Connection, h11.CLIENT))
-
-    async def send(self, event):
-        await self.stream.send_all(self.parser.send(event))
-
-    async def ask(self, path, *headers, method="GET", whole=True):
-        await self.send(h11.Request(method=method, target=path, headers=[("host", "x"), *headers]))
-        if whole:
-            await self.send(h11.EndOfMessage())
-
-    async def next_event(self):
-        while (event := self.parser.next_event()) is h11.NEED_DATA:
-            self.parser.receive_data(await receive_or_nothing(self.stream))
-        return event
-
-    async def response(self):
-        """Status and body of the next response."""
-        response = await self.next_event()
-        received = b""
-        while isinstance(event := await self.next_event(), h11.Data):
-            received += event.data
-        assert isinstance(event, h11.EndOfMessage)
-        return response.status_code, received
-
-
-@attrs.define(eq=False)
-class Client2:
-    """The same for HTTP/2."""
-
-    stream: trio.SocketStream
-    parser: h2.connection.H2Connection = attrs.field()
-    _events: deque = attrs.field(factory=deque)
-
-    @parser.default
-    def _begin(self):
-        parser = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
-        parser.initiate_connection()
-        return parser
-
-    async def flush(self):
-        await self.stream.send_all(self.parser.data_to_send())
-
-    async def ask(self, path, *, method="GET", whole=True):
-        stream_id = self.parser.get_next_available_stream_id()
-        fields = [(":method", method), (":scheme", "http"), (":path", path), (":authority", "x")]
-        self.parser.send_headers(stream_id, fields, end_stream=whole)
-        await self.flush()
-        return stream_id
-
-    async def expect(self, kind, stream_id=None):
-        """The next event of *kind*, on stream *stream_id* if given; what comes before is passed over."""
-        while True:
-            while not self._events:
-                data = await receive_or_nothing(self.stream)
-                assert data, f"the connection ended before {kind.__name__}"
-                self._events.extend(self.parser.receive_data(data))
-                await self.flush()
-            event = self._events.popleft()
-            if isinstance(event, kind) and stream_id in {None, event.stream_id}:
-                return event
+from serving import LONG, PIECE, App, read_to_end, receive_or_nothing, serving, until
 
 
 # ---- 1. inputs that end a process under Hypercorn's own TCPServer -------------------------
@@ -308,14 +62,16 @@ HOSTILE = {
     ],
     "priorities-of-1500-idle-streams": [http2(*(PriorityFrame(2 * n + 3, stream_weight=1) for n in range(1500)))],
 }
-# The client does nothing wrong here, so its connection lives on.
-HARMLESS = {"data-after-early-answer"}
+# How many of 20 break the protocol code, if not all.
+BREAKING = {
+    "byte-behind-upgrade": range(21),  # whether the application accepts before the byte is refused is a race
+    "data-after-early-answer": [0],  # the client does nothing wrong, so its connection lives on
+}
 
 
 async def provoke(served, parts):
     """Send *parts* and wait until the server has dealt with them."""
-    stream = await served.connect()
-    async with stream:
+    async with await served.connect() as stream:
         received = b""
         for number, part in enumerate(parts):
             while number and b"hello" not in received:
@@ -344,7 +100,7 @@ async def test_a_hostile_client_ends_only_its_own_connection(name, caplog):
         await fresh.ask("/hello")
         assert await fresh.response() == (200, b"hello")
     errors = [record for record in caplog.records if "error in its protocol" in record.message]
-    assert len(errors) == (0 if name in HARMLESS else 20)
+    assert len(errors) in BREAKING.get(name, [20])
 
 
 async def test_an_exception_of_the_application_is_a_500(caplog):
@@ -547,86 +303,6 @@ async def test_a_response_cut_short_has_no_clean_end(path):
             await client.next_event()
 
 
-async def test_a_response_cut_short_resets_its_stream():
-    """On HTTP/2 the stream is reset behind what was sent, and the connection's other streams go on."""
-    async with serving(App()) as served:
-        client = await served.client2()
-        cut = await client.ask("/cut")
-        assert (await client.expect(h2.events.DataReceived, cut)).data == b"half of the an"
-        assert (await client.expect(h2.events.StreamReset, cut)).error_code == h2.errors.ErrorCodes.INTERNAL_ERROR
-        whole = await client.ask("/hello")
-        assert (await client.expect(h2.events.DataReceived, whole)).data == b"hello"
-        await client.expect(h2.events.StreamEnded, whole)
-        await client.stream.aclose()
-
-
-# ---- HTTP/2 where a stream could wait for ever ----------------------------------------------
-
-
-async def test_an_upload_answered_early_spares_the_other_streams():
-    """Data for a stream that was answered is dropped; a stream beside it is served."""
-    app = App()
-    async with serving(app) as served:
-        client = await served.client2()
-        waiting = await client.ask("/wait")
-        early = await client.ask("/early", method="POST", whole=False)
-        await client.expect(h2.events.StreamEnded, early)
-        client.parser.send_data(early, b"unwanted")
-        await client.flush()
-        app.release.set()
-        await client.expect(h2.events.StreamEnded, waiting)
-        await client.stream.aclose()
-
-
-async def flooded2(served, app):
-    """An HTTP/2 client in the middle of `/flood` that opens no window, once the window is full."""
-    client = await served.client2()
-    flood = await client.ask("/flood")
-    received = 0
-    while received < 65535:  # the initial window, RFC 9113, 6.9.2
-        received += len((await client.expect(h2.events.DataReceived, flood)).data)
-    return client, flood
-
-
-async def test_a_shut_window_resets_the_stream():
-    """A client that opens no window loses the stream after write_stall, not the connection."""
-    app = App()
-    async with serving(app, write_stall=0.3) as served:
-        client, flood = await flooded2(served, app)
-        assert (await client.expect(h2.events.StreamReset, flood)).error_code == h2.errors.ErrorCodes.CANCEL
-        await app.left.wait()
-        client.parser.increment_flow_control_window(65535)
-        hello = await client.ask("/hello")
-        await client.expect(h2.events.StreamEnded, hello)
-        await client.stream.aclose()
-
-
-@pytest.mark.parametrize("path", ["/flood", "/deaf"])
-async def test_leaving_with_a_shut_window_frees_the_application(path):
-    """Who waits for a window is let go when the client leaves, even if it never looks at receive()."""
-    app = App()
-    async with serving(app, write_stall=LONG) as served:
-        client = await served.client2()
-        stream_id = await client.ask(path)
-        await client.expect(h2.events.DataReceived, stream_id)
-        await client.stream.aclose()
-        await until(lambda: app.ended == 1)
-        await until(lambda: served.server.open_connections == 0)
-
-
-async def test_a_client_that_resets_its_stream_has_left():
-    """A stream reset by the client is an http.disconnect."""
-    app = App()
-    async with serving(app) as served:
-        client = await served.client2()
-        stream_id = await client.ask("/listen")
-        await app.entered.wait()
-        client.parser.reset_stream(stream_id)
-        await client.flush()
-        await app.left.wait()
-        await client.stream.aclose()
-
-
 # ---- idle connections ---------------------------------------------------------------------
 
 
@@ -689,21 +365,6 @@ async def test_shutdown_with_a_pipelined_request_behind():
         served.server.begin_shutdown()
         app.release.set()
         assert (await read_to_end(stream)).count(b"hello") == 1
-
-
-async def test_shutdown_lets_an_http2_stream_finish():
-    """The stream being served ends; then the client is told to go away and the connection ends."""
-    app = App()
-    async with serving(app) as served:
-        idle, busy = await served.client2(), await served.client2()
-        waiting = await busy.ask("/wait")
-        await app.entered.wait()
-        served.server.begin_shutdown()
-        await read_to_end(idle.stream)
-        app.release.set()
-        await busy.expect(h2.events.StreamEnded, waiting)
-        await busy.expect(h2.events.ConnectionTerminated)
-        assert await read_to_end(busy.stream) == b""
 
 
 # ---- 7. cancellation --------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
+from urllib.parse import unquote
 
 import attrs
 import trio
@@ -16,8 +17,8 @@ import trio
 from trioswap import proxy
 from trioswap.api import Services, admin, logs, models
 from trioswap.asgi import ClientLeft, Exchange, Message, Receive, Send
-from trioswap.errors import InternalError, TrioswapError, UnknownModel, UnknownPath, WrongMethod
-from trioswap.request import Call, check_framing, forwarded, model_in, split_upstream
+from trioswap.errors import InternalError, TrioswapError, UnknownPath, WrongMethod
+from trioswap.request import AmbiguousLength, Call, check_framing, forwarded, model_in, split_upstream
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +29,6 @@ H = TypeVar("H", Handler, PrefixHandler)
 
 async def model_route(exchange: Exchange, services: Services) -> None:
     """A route whose JSON body names the model; the answer is the model server's own."""
-    check_framing(exchange.headers)
     body = await exchange.body(services.config.max_request_body)
     model = services.model(model_in(body))
     await _forward(exchange, services, model, exchange.target, body)
@@ -36,11 +36,10 @@ async def model_route(exchange: Exchange, services: Services) -> None:
 
 async def upstream_route(exchange: Exchange, services: Services, rest: bytes) -> None:
     """Any method on /upstream/{model}/...: the rest of the path goes to the model server untouched."""
-    check_framing(exchange.headers)
     names = {*services.config.models, *(a for m in services.config.models.values() for a in m.aliases)}
     found = split_upstream(rest, names)
     if found is None:
-        raise UnknownModel(rest.decode("ascii", "replace"))
+        raise services.unknown(unquote(rest.decode("ascii", "replace")).partition("/")[0])
     name, remainder = found
     if not remainder:
         await _redirect(exchange, exchange.raw_path + b"/" + exchange.raw_query)
@@ -107,7 +106,7 @@ def find_handler(method: str, raw_path: bytes) -> Handler:
 def _by_method(methods: dict[str, H], method: str, path: str) -> H:
     handler = methods.get(method) or methods.get("*") or (methods.get("GET") if method == "HEAD" else None)
     if handler is None:
-        raise WrongMethod(method, path, sorted(methods))
+        raise WrongMethod(method, path, sorted({*methods, "HEAD"} if "GET" in methods else methods))
     return handler
 
 
@@ -132,6 +131,7 @@ class App:
     async def _answer(self, exchange: Exchange) -> None:
         try:
             try:
+                check_framing(exchange.headers)
                 await find_handler(exchange.method, exchange.raw_path)(exchange, self.services)
             except TrioswapError as exc:
                 await _send_error(exchange, exc)
@@ -149,6 +149,8 @@ async def _send_error(exchange: Exchange, error: TrioswapError) -> None:
     headers = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after is not None else []
     if isinstance(error, WrongMethod):
         headers.append((b"allow", ", ".join(error.allowed).encode()))
+    if isinstance(error, AmbiguousLength):
+        headers.append((b"connection", b"close"))  # RFC 9112, 6.1: what follows may be meant as another's request
     anthropic = exchange.path.startswith("/v1/messages")
     await exchange.json(error.status, error.anthropic_body() if anthropic else error.openai_body(), headers)
 

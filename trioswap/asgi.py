@@ -18,7 +18,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class ClientLeft(Exception):
-    """The client closed the connection before its request was complete."""
+    """The client closed the connection before it had its answer."""
 
 
 @attrs.define(eq=False)
@@ -139,12 +139,14 @@ class Exchange:
 
         Raises:
             TrioswapError: what *work* raised; as it was, not in a group.
+            ClientLeft: it did, before *work* was done.
         """
-        failure: TrioswapError | None = None
+        failure: Exception | None = ClientLeft()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._leave, nursery.cancel_scope)
             try:
                 await work()
+                failure = None
             except TrioswapError as exc:  # expected: carried out as a value
                 failure = exc
             nursery.cancel_scope.cancel(reason="response complete")

@@ -1,8 +1,8 @@
 """Waits with a bound: what keeps one client from holding up a task for ever.
 
 `Patience` is how long anybody waits for clients, `BoundedStream` a socket whose writes
-obey it, `Inbox` the queue between a connection's parser and the application.  Knows
-nothing of HTTP beyond the names of ASGI's last messages, and nothing of Hypercorn.
+obey it, `ReadAhead` stands between a socket and its parser, `Inbox` between the parser and
+the application.  Nothing here knows Hypercorn, or of HTTP more than ASGI's last messages.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import attrs
@@ -50,10 +50,17 @@ class Patience:
         self.seconds = min(self.seconds, seconds)
         self._trim(trio.current_time() + self.seconds)
 
-    def end(self, seconds: float) -> None:
-        """Wait for nobody longer than *seconds* from now, whatever progress is made."""
-        self._until = min(self._until, trio.current_time() + seconds)
-        self._trim(self._until)
+    async def end_when_cancelled(self, seconds: float) -> None:
+        """Once this is cancelled, wait for nobody longer than *seconds*, whatever progress is made.
+
+        For a task beside those who wait under a shield: without it, a client that takes a byte
+        now and then could hold a cancelled server for ever.
+        """
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._until = trio.current_time() + seconds
+            self._trim(self._until)
 
     def _trim(self, deadline: float) -> None:
         for scope in self._waits:
@@ -90,7 +97,8 @@ class BoundedStream(trio.abc.HalfCloseableStream):
     async def _send(self, data: memoryview, stall: trio.CancelScope) -> None:
         if self.socket.fileno() == -1:
             raise trio.ClosedResourceError("the socket was closed")
-        await trio.lowlevel.checkpoint()
+        if not data:
+            await trio.lowlevel.checkpoint()
         while data:
             data = data[await self.socket.send(data) :]
             self._patience.renew(stall)
@@ -103,6 +111,12 @@ class BoundedStream(trio.abc.HalfCloseableStream):
         """As `trio.SocketStream`."""
         return await self._stream.receive_some(max_bytes)
 
+    async def discard_input(self) -> None:
+        """Return when the client has sent its last byte, the connection broke, or the patience ended."""
+        with self._patience.wait(), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while await self._stream.receive_some():
+                pass
+
     async def send_eof(self) -> None:
         """As `trio.SocketStream`."""
         await self._stream.send_eof()
@@ -110,6 +124,43 @@ class BoundedStream(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """As `trio.SocketStream`."""
         await self._stream.aclose()
+
+
+@attrs.define(eq=False)
+class ReadAhead:
+    """Bytes that one task reads from a stream while another, the parser, is busy with those before."""
+
+    limit: int
+    """Bytes."""
+    _data: bytearray = attrs.field(factory=bytearray)
+    _busy: bool = False
+    """The parser has taken bytes and has not come back for more."""
+    _news: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+    _room: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
+
+    async def fill(self, stream: trio.abc.ReceiveStream) -> None:
+        """Read *stream* to its end, however it ends.
+
+        The parser has got the last bytes then, unless it was busy.
+        """
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while data := await stream.receive_some(self.limit - len(self._data)):
+                self._data += data
+                self._news.unpark()
+                while len(self._data) >= self.limit:
+                    await self._room.park()
+        while self._data and not self._busy:
+            await trio.lowlevel.checkpoint()
+
+    async def take(self) -> bytes:
+        """All bytes there are, as soon as there are any."""
+        self._busy = False
+        while not self._data:
+            await self._news.park()
+        self._busy = True
+        data, self._data = bytes(self._data), bytearray()
+        self._room.unpark()
+        return data
 
 
 @attrs.define(eq=False)
@@ -166,7 +217,8 @@ class Inbox:
         return self._end is None and not self._abandoned
 
     def _finish(self, message: Message) -> None:
-        self._end = message
+        if self._end is None:
+            self._end = message
         if message["type"] == "http.disconnect":
             self._messages.clear()  # nobody is left who could be answered; a websocket's messages stay of use
         self._news.unpark_all()

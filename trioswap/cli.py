@@ -95,7 +95,10 @@ def demo(listen: str | None, log_level: str | None) -> None:
     """Serve two tiny models, one resident at a time: no configuration, no download."""
     from trioswap import demo as tiny
     from trioswap.daemon import CannotListen
+    from trioswap.tinymodels import LlamaExtraMissing
 
+    if not tiny.engine_is_installed():
+        raise Misuse(LlamaExtraMissing().message)
     # Until the daemon takes the signal over, so that the directory goes whenever it comes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tiny.config_file() as path:

@@ -16,22 +16,21 @@ from typing import Final
 
 import tomli_w
 
-from trioswap.tinymodels import LlamaExtraMissing, write_tiny_models
+from trioswap.tinymodels import write_tiny_models
 
 # Ports for the models: below those that Linux gives to outgoing connections (32768 and up), and drawn by
 # lot, so that two demos do not meet.
 _PORTS: Final = range(20_000, 32_000)
 
 
+def engine_is_installed() -> bool:
+    """Whether the packages of the extra `llama` are there."""
+    return all(find_spec(name) is not None for name in ("gguf", "xllamacpp"))
+
+
 @contextmanager
 def config_file() -> Iterator[Path]:
-    """The configuration of the demo, in a directory with its models that goes with the block.
-
-    Raises:
-        LlamaExtraMissing: the embedded engine is not installed.
-    """
-    if find_spec("xllamacpp") is None:
-        raise LlamaExtraMissing
+    """The configuration of the demo, in a directory with its models that goes with the block."""
     with tempfile.TemporaryDirectory(prefix="trioswap-demo-") as name:
         directory = Path(name)
         models = write_tiny_models(directory)

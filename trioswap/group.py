@@ -257,7 +257,8 @@ class SwapGroup:
         with trio.move_on_after(math.inf if timeout is None else timeout) as late:
             await self.inflight.wait_idle(run.attempt)
         if late.cancelled_caught:
-            count = self.inflight.cut(run.attempt, f"it was still running {timeout:g} s after its model was to stop ({why})")
+            why = f"it was still running {timeout:g} s after its model was to stop ({why})"
+            count = self.inflight.cut(run.attempt, why)
             logger.warning("drain deadline cuts requests model=%s count=%d", name, count)
             with trio.move_on_after(CUT_GRACE):
                 await self.inflight.wait_idle(run.attempt)

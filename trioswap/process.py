@@ -8,11 +8,12 @@ gone afterwards and the port is free, or `stuck` says that SIGKILL did not help.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ from trioswap.errors import StartFailed
 from trioswap.logs import Logs
 from trioswap.proctree import PortOwner
 from trioswap.remote import Prober
-from trioswap.upstream import Upstream
+from trioswap.upstream import Upstream, reason
 
 logger = logging.getLogger(__name__)
 
@@ -35,11 +36,16 @@ PROBE_MAX: Final = 0.25
 PROBE_SHARE: Final = 0.02
 # Time for the last words of the dead; a grandchild may hold the pipe for ever.
 OUTPUT_GRACE: Final = 1.0
+# Bytes of its last line that a failed start quotes; a line has no limit of its own.
+LAST_LINE: Final = 300
 # SIGKILL takes effect at once unless the process sleeps in the kernel; freeing 100 GB takes seconds.
 KILL_WAIT: Final = 15.0
 # A container's port proxy outlives its container by a moment.
 PORT_WAIT: Final = 2.0
-TREE_POLL: Final = 0.02
+# A look at /proc takes milliseconds: at first often, then ever less, a quarter late at most.
+LOOK_FIRST: Final = 0.02
+LOOK_GROWTH: Final = 1.25
+LOOK_MAX: Final = 0.25
 QUARANTINE_POLL: Final = 5.0
 
 
@@ -81,7 +87,11 @@ class ModelProcess:
         self._prober = prober
         url = urlsplit(spec.proxy)
         self._host, self._port = url.hostname, url.port or 80
+        self._child: trio.Process | None = None
+        self._gone = False  # nobody is left of the tree, and the child's number may be somebody else's
+        self._last_probe = "none was answered"
         self._last_word = 0.0
+        self._last_bytes = b""
         self._spoke = trio.Event()  # replaced whenever somebody begins to listen
         self._silent = trio.Event()  # its output has ended
 
@@ -93,64 +103,80 @@ class ModelProcess:
         """Run the server until it ends or the task is cancelled; return why a start failed.
 
         Once it is cancelled this takes at most `unload_timeout` for the grace, `KILL_WAIT` for
-        SIGKILL and `PORT_WAIT` for the port.
+        SIGKILL, `PORT_WAIT` for the port and `OUTPUT_GRACE` for the last words (twice with `cmd_stop`).
         """
         if stranger := self._stranger_on_port():
             return self._failure(stranger)
         try:
             child = await self._spawn()
-        except OSError as exc:
-            return self._failure(f"cannot run {self.spec.argv[0]!r}: {exc.strerror or exc}")
+        except (OSError, ValueError) as exc:  # ValueError: no system call takes a NUL
+            return self._failure(f"cannot run {self.spec.argv[0]!r}: {reason(exc)}")
+        # Entering a nursery is no checkpoint: from the spawn to the `try` no cancellation can come in between.
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_output, child)
+            output = trio.CancelScope(shield=True)  # a server that is being stopped still speaks
+            nursery.start_soon(self._keep_output, child, output)
             try:
                 return await self._serve(child, task_status)
             finally:
                 # Shielded, or the cancelled task would leave the tree running; every wait inside has its deadline.
                 with trio.CancelScope(shield=True):
-                    await self._end(child)
-                nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE
+                    await self._end(child, output)
 
     async def wait_gone(self) -> None:
         """Return once a stuck process has ended after all.  May wait for ever."""
-        assert self.pid is not None
-        leader = self.pid
-        await _poll(lambda: not proctree.members(leader, self.marker), QUARANTINE_POLL)
+        assert self._child is not None
+        await self._child.wait()
+        while self._alive(self._child):  # noqa: ASYNC110 - /proc gives no notice
+            await trio.sleep(QUARANTINE_POLL)
 
     # ---- start ---------------------------------------------------------------------------
 
     async def _spawn(self) -> trio.Process:
-        child = await trio.lowlevel.open_process(
-            self.spec.argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env=self._environment(),
-        )
+        child = self._child = await self._open(self.spec.argv)
         self.pid = child.pid
         self._last_word = trio.current_time()
         logger.info("spawned model=%s pid=%d attempt=%s", self.spec.name, child.pid, self.marker)
         return child
 
-    def _environment(self) -> dict[str, str]:
-        return {**os.environ, **self.spec.env, proctree.MARKER: self.marker}
+    async def _open(self, argv: Sequence[str]) -> trio.Process:
+        """A new process in a session of its own, with the marker and its output in a pipe.
 
-    async def _keep_output(self, child: trio.Process) -> None:
+        Trio spawns in a thread.  A cancellation that comes before the thread runs prevents the spawn;
+        one that comes later is held back until the process is there and returned: it is never lost.
+        The thread waits for the program to be loaded, without bound when its file system hangs.
+
+        Raises:
+            OSError: the program cannot be run.
+            ValueError: an argument or a variable cannot be passed on.
+        """
+        return await trio.lowlevel.open_process(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env={**os.environ, **self.spec.env, proctree.MARKER: self.marker},
+        )
+
+    async def _keep_output(self, process: trio.Process, scope: trio.CancelScope) -> None:
         """Read by chunks and never wait for a reader of the logs, or a full pipe would stop the child."""
-        assert child.stdout is not None
-        try:
-            async for chunk in child.stdout:
-                self._logs.from_child(self.spec.name, bytes(chunk))
-                self._last_word = trio.current_time()
-                self._spoke.set()
-        finally:
-            self._silent.set()
-            await child.stdout.aclose()  # closes the pipe even when this task is cancelled, and then says so
+        assert process.stdout is not None
+        with scope:
+            try:
+                async for chunk in process.stdout:
+                    self._logs.from_child(self.spec.name, bytes(chunk))
+                    self._last_bytes = (self._last_bytes + chunk[-LAST_LINE:])[-LAST_LINE:]
+                    self._last_word = trio.current_time()
+                    self._spoke.set()
+            finally:
+                self._silent.set()
+                await process.stdout.aclose()  # closes the pipe even when this task is cancelled, and then says so
 
     async def _serve(self, child: trio.Process, task_status: ReadyReport) -> StartFailed | None:
         failure = await self._wait_ready(child)
         if failure is None:
+            # A nursery that closes keeps a cancellation to itself, and who was cancelled must not report readiness.
+            await trio.lowlevel.checkpoint_if_cancelled()
             task_status.started(Upstream(self.spec.name, self.spec.proxy))
             code = await child.wait()
             logger.warning(
@@ -171,7 +197,8 @@ class ModelProcess:
                 await self._silent.wait()
             return self._failure(f"{_exit_text(child.returncode)} before it was ready{self._last_line()}")
         if late.cancelled_caught:
-            return self._failure(f"not ready within {self.spec.health_check_timeout:g} s (health_check_timeout)")
+            limit = f"{self.spec.health_check_timeout:g} s (health_check_timeout)"
+            return self._failure(f"not ready within {limit}, last probe: {self._last_probe}{self._last_line()}")
         return self._failure(stranger) if stranger else None
 
     async def _probe_until_ready(self, child: trio.Process) -> str | None:
@@ -179,7 +206,8 @@ class ModelProcess:
         if self.spec.check_endpoint is None:
             return None
         url = self.spec.proxy + self.spec.check_endpoint
-        while await self._prober.ready(url) is not None:
+        while (answer := await self._prober.ready(url)) is not None:
+            self._last_probe = answer
             self._spoke = trio.Event()
             await trio.sleep(PROBE_MIN)
             silence = trio.current_time() - self._last_word
@@ -194,7 +222,7 @@ class ModelProcess:
         """
         if self.spec.port_owner == "any":
             return None
-        tree = proctree.members(child.pid, self.marker) if child else []
+        tree = self._family(child) if child else []
         if proctree.port_owner(self._port, self._host, tree) is not PortOwner.STRANGER:
             return None
         owners = ", ".join(f"{p.name} (pid {p.pid})" for p in proctree.who_listens(self._port, self._host))
@@ -205,68 +233,98 @@ class ModelProcess:
 
     # ---- stop ----------------------------------------------------------------------------
 
-    async def _end(self, child: trio.Process) -> None:
-        """Stop signal or command, grace, SIGKILL to the whole tree, port free.  Bounded."""
-        deadline = trio.current_time() + self.spec.unload_timeout
-        if self._alive(child):
-            await self._ask_to_stop(child, deadline)
-            with trio.move_on_at(deadline):
-                await self._wait_tree_gone(child)
-        with trio.move_on_after(KILL_WAIT):
-            while self._alive(child):
-                self._signal(child, signal.SIGKILL)
-                await trio.sleep(TREE_POLL)
-        self.stuck = self._alive(child)
-        if not self.stuck:
-            with trio.move_on_after(PORT_WAIT):
-                await self._wait_port_free()
+    async def _end(self, child: trio.Process, output: trio.CancelScope) -> None:
+        """Stop signal or command, grace, SIGKILL to the whole tree, port free, last words.  Bounded."""
+        try:
+            deadline = trio.current_time() + self.spec.unload_timeout
+            if self._alive(child):
+                await self._ask_to_stop(child, deadline)
+                with trio.move_on_at(deadline):
+                    await self._wait_tree_gone(child)
+            with trio.move_on_after(KILL_WAIT):
+                await self._kill_tree(child)
+            self.stuck = self._alive(child)
+            if not self.stuck:
+                with trio.move_on_after(PORT_WAIT):
+                    await self._wait_port_free()
+        finally:
+            output.deadline = trio.current_time() + OUTPUT_GRACE
 
     async def _ask_to_stop(self, child: trio.Process, deadline: float) -> None:
-        if self.spec.stop_argv is None or not await self._run_stop_command(child, deadline):
+        # Not by command once the child is reaped: ${PID} might name somebody else.
+        by_command = self.spec.stop_argv is not None and child.returncode is None
+        if not (by_command and await self._run_stop_command(child, deadline)):
             self._signal(child, self.spec.stop_signal)
 
     async def _run_stop_command(self, child: trio.Process, deadline: float) -> bool:
-        """Run `cmd_stop` to its end or the deadline; True when it ended with 0."""
+        """Run `cmd_stop` to its end or the deadline; True when it ended with 0.
+
+        It carries the marker: what it leaves running is swept with the tree.
+        """
         assert self.spec.stop_argv is not None
-        argv = [part.replace("${PID}", str(child.pid)) for part in self.spec.stop_argv]
-        code: int | str = "still running at the end of the grace"
-        with trio.move_on_at(deadline):
-            try:
-                done = await trio.run_process(
-                    argv,
-                    stdin=subprocess.DEVNULL,
-                    capture_stdout=True,
-                    stderr=subprocess.STDOUT,
-                    check=False,
-                    env=self._environment(),
-                    deliver_cancel=_kill,
-                )
-                self._logs.from_child(self.spec.name, done.stdout)
-                code = done.returncode
-            except OSError as exc:
-                code = exc.strerror or str(exc)
-        if code != 0:
-            logger.warning("cmd_stop failed model=%s result=%s", self.spec.name, code)
-        return code == 0
+        try:
+            command = await self._open([part.replace("${PID}", str(child.pid)) for part in self.spec.stop_argv])
+        except (OSError, ValueError) as exc:
+            logger.warning("cmd_stop cannot be run model=%s: %s", self.spec.name, reason(exc))
+            return False
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_output, command, trio.CancelScope())
+            with trio.move_on_at(deadline):
+                await command.wait()
+            nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE
+            if command.returncode is None:
+                _kill(command)
+                await command.wait()
+        if command.returncode != 0:
+            logger.warning("cmd_stop failed model=%s code=%s", self.spec.name, command.returncode)
+        return command.returncode == 0
 
     def _signal(self, child: trio.Process, number: signal.Signals) -> None:
-        """Signal the whole tree, each process once: a second SIGTERM makes some servers give up at once."""
+        """Signal the whole tree, each process once: a second SIGTERM makes some servers give up at once.
+
+        What belongs to another user stays untouched, and so will be found to be stuck.
+        """
         group = child.pid if child.returncode is None else None  # not reaped yet, so the number is still ours
         if group is not None:
-            os.killpg(group, number)
-        for process in proctree.members(child.pid, self.marker):
+            with contextlib.suppress(PermissionError):
+                os.killpg(group, number)
+        for process in self._family(child):
             if group is None or _group_of(process.pid) != group:
                 proctree.kill(process, number)
 
     def _alive(self, child: trio.Process) -> bool:
-        return child.returncode is None or bool(proctree.members(child.pid, self.marker))
+        return child.returncode is None or bool(self._family(child))
+
+    def _family(self, child: trio.Process) -> list[proctree.Process]:
+        """Who is left of the tree; once that is nobody, `proctree.members` must not be asked again."""
+        if self._gone:
+            return []
+        reaped = child.returncode is not None
+        # One look may miss a server that forks and ends just then, as daemons do; a second one finds its child.
+        found = proctree.members(child.pid, self.marker) or proctree.members(child.pid, self.marker)
+        self._gone = reaped and not found
+        return found
 
     async def _wait_tree_gone(self, child: trio.Process) -> None:
         await child.wait()
-        await _poll(lambda: not self._alive(child), TREE_POLL)
+        for pause in _pauses():
+            if not self._alive(child):
+                return
+            await trio.sleep(pause)
+
+    async def _kill_tree(self, child: trio.Process) -> None:
+        for pause in _pauses():
+            if not self._alive(child):
+                return
+            self._signal(child, signal.SIGKILL)  # again and again: who forks during a look is found by the next one
+            await trio.sleep(pause)
 
     async def _wait_port_free(self) -> None:
-        await _poll(lambda: not proctree.listening_inodes(self._port, self._host), TREE_POLL)
+        """A stranger will not leave the port for our sake."""
+        for pause in _pauses():
+            if not proctree.listening_inodes(self._port, self._host) or self._stranger_on_port():
+                return
+            await trio.sleep(pause)
 
     # ---- words ---------------------------------------------------------------------------
 
@@ -275,13 +333,17 @@ class ModelProcess:
         return StartFailed(self.spec.name, why)
 
     def _last_line(self) -> str:
-        line = self._logs.of(self.spec.name).tail(1).strip()
-        return f' ("{line}")' if line else ""
+        """Of this attempt; the ring also keeps what earlier ones said."""
+        lines = self._last_bytes.decode(errors="replace").strip().splitlines()
+        return f' ("{lines[-1].strip()}")' if lines else ""
 
 
-async def _poll(condition: Callable[[], bool], every: float) -> None:
-    while not condition():
-        await trio.sleep(every)  # noqa: ASYNC110 - /proc gives no notice
+def _pauses() -> Iterator[float]:
+    """Seconds between looks at what gives no notice."""
+    pause = LOOK_FIRST
+    while True:
+        yield pause
+        pause = min(pause * LOOK_GROWTH, LOOK_MAX)
 
 
 def _group_of(pid: int) -> int | None:
@@ -296,8 +358,9 @@ async def _cancel_on_exit(child: trio.Process, scope: trio.CancelScope) -> None:
     scope.cancel(reason="the child ended")
 
 
-async def _kill(child: trio.Process) -> None:
-    child.kill()
+def _kill(process: trio.Process) -> None:
+    with contextlib.suppress(PermissionError):
+        process.kill()
 
 
 def _exit_text(code: int) -> str:

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 HAND_OVER = 8
 # A dying server breaks its connections a moment before its supervisor sees it end.
 DEATH_NOTICE = 2.0
+# Response headers that are ours to send: the date of this response, and the id that our log knows.
+OUR_HEADERS = frozenset({b"date", b"x-request-id"})
 
 Leaser = Callable[[str], AbstractAsyncContextManager[Lease]]
 
@@ -125,8 +127,8 @@ async def _write(exchange: Exchange, take: trio.MemoryReceiveChannel[Piece]) -> 
 
 
 def _response_headers(headers: Headers) -> Headers:
-    """What the client sees: our own server adds the date; proxies must not buffer events."""
-    kept = [(name, value) for name, value in headers if name.lower() != b"date"]
+    """What the client sees of the model server's headers; proxies must not buffer events."""
+    kept = [(name, value) for name, value in headers if name.lower() not in OUR_HEADERS]
     if any(name.lower() == b"content-type" and b"text/event-stream" in value for name, value in headers):
         kept.append((b"x-accel-buffering", b"no"))
     return kept

@@ -14,6 +14,13 @@ from trioswap.errors import BadRequest, MissingModel
 Headers = list[tuple[bytes, bytes]]
 
 
+class AmbiguousLength(BadRequest):
+    """Where the request ends depends on who reads it; the connection is of no further use."""
+
+    def __init__(self) -> None:
+        super().__init__("Content-Length together with Transfer-Encoding is ambiguous; send one of them")
+
+
 @attrs.frozen
 class Call:
     """A request as it goes to a model server."""
@@ -50,11 +57,11 @@ def check_framing(headers: Iterable[tuple[bytes, bytes]]) -> None:
     """Refuse a request whose length is stated twice: two parsers could cut it differently (RFC 9112 6.1).
 
     Raises:
-        BadRequest: Content-Length together with Transfer-Encoding.
+        AmbiguousLength: Content-Length together with Transfer-Encoding.
     """
     names = {name.lower() for name, _ in headers}
     if b"content-length" in names and b"transfer-encoding" in names:
-        raise BadRequest("Content-Length together with Transfer-Encoding is ambiguous; send one of them")
+        raise AmbiguousLength
 
 
 def forwarded(headers: Iterable[tuple[bytes, bytes]], client: str | None) -> Headers:

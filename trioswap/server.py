@@ -4,15 +4,15 @@ The only importer of hypercorn.  It keeps Hypercorn's parsers (`hypercorn.protoc
 replaces what Hypercorn 0.18 does around them on Trio, because of what one client can do there:
 
 * An exception in one connection's protocol code ends the process.  Here it ends the connection.
-* A client that stops reading blocks a write for ever.  Here a write that makes no progress gives
-  up, and an HTTP/2 stream whose window stays shut is reset (`Patience`).
+* A client that stops reading blocks a write for ever.  Here such a write gives up (`Patience`).
 * A parser that waits (for the application to take a body, or to answer before the next request is
   parsed) does not see that the client left.  Here reading goes on ahead of the parser, and
-  http.disconnect overtakes what the application has not read (`Inbox`).
-* Putting http.disconnect into a full queue that nobody reads leaks the connection.  Here it never waits.
-* An HTTP/2 response cut short by the application never ends.  Here its stream is reset.
+  http.disconnect overtakes what the application has not read, and never waits (`Inbox`).
+* On HTTP/2, a response that the application cuts short never ends; a client that opens no window is
+  sent nothing, but everything is kept for it; a shutdown may forestall the end of a response.  Here
+  such streams are reset, the application waits, the end comes first (`Http2`).
 
-Left to others: sockets and signals (daemon), requests and the deadline of a shutdown (app, daemon).
+Left to others: sockets, signals and the deadline of a shutdown (daemon), requests (app).
 """
 
 from __future__ import annotations
@@ -33,61 +33,70 @@ from hypercorn.app_wrappers import ASGIWrapper  # noqa: TID251 - this module is 
 from hypercorn.config import Config  # noqa: TID251
 from hypercorn.events import Closed, Event, RawData, Updated  # noqa: TID251
 from hypercorn.protocol import ProtocolWrapper  # noqa: TID251
+from hypercorn.protocol.events import Body, Data, EndBody, EndData, StreamClosed  # noqa: TID251
 from hypercorn.protocol.events import Event as StreamEvent  # noqa: TID251
-from hypercorn.protocol.events import StreamClosed  # noqa: TID251
-from hypercorn.protocol.h2 import H2Protocol  # noqa: TID251
+from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, H2Protocol  # noqa: TID251
 from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError, H11Protocol  # noqa: TID251
 from hypercorn.protocol.http_stream import HTTPStream  # noqa: TID251
 from hypercorn.trio.task_group import TaskGroup  # noqa: TID251
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext  # noqa: TID251
-from hypercorn.typing import (  # noqa: TID251
-    AppWrapper,
-    ASGIReceiveEvent,
-    ASGISendEvent,
-    ConnectionState,
-    Scope,
-)
+from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, ConnectionState, Scope  # noqa: TID251
 from hypercorn.utils import parse_socket_addr  # noqa: TID251
 
-from trioswap.bounded import BoundedStream, Inbox, Patience
+from trioswap.bounded import BoundedStream, Inbox, Patience, ReadAhead
 
 logger = logging.getLogger(__name__)
 
-# Bytes read ahead of a busy parser, and the most taken from the kernel at once (Hypercorn's MAX_RECV).
+# Bytes read while the parser is busy, and the most taken from the kernel at once (Hypercorn's MAX_RECV).
 READ_AHEAD: Final = 2**16
 # Of a request head in bytes.  h11's 16 KiB is less than some proxies' cookies and long query strings.
 MAX_REQUEST_HEAD: Final = 2**16
 
 # ASGI messages are Any by nature.
 Application = Callable[[Any, Any, Any], Awaitable[None]]
+Send = Callable[[ASGISendEvent | None], Awaitable[None]]
+
+
+_HTTP_LEFT: Final[ASGIReceiveEvent] = {"type": "http.disconnect"}
+_WS_LEFT: Final[ASGIReceiveEvent] = {"type": "websocket.disconnect", "code": 1006}
 
 
 class Applications(TaskGroup):
-    """Hypercorn's task group, with an `Inbox` for each call of the application."""
+    """The application calls of one connection, each with its own `Inbox`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._inboxes: dict[Inbox, ASGIReceiveEvent] = {}
 
     async def spawn_app(
-        self,
-        app: AppWrapper,
-        config: Config,
-        scope: Scope,
-        send: Callable[[ASGISendEvent | None], Awaitable[None]],
+        self, app: AppWrapper, config: Config, scope: Scope, send: Send
     ) -> Callable[[ASGIReceiveEvent], Awaitable[None]]:
-        """Start *app* on *scope*; return what gives it messages."""
-        inbox = Inbox(config.max_app_queue_size)
+        """Call *app* on *scope* in a task of its own; return what gives it messages."""
         assert self._nursery is not None
-        self._nursery.start_soon(_call_app, app, scope, inbox, send)
+        inbox = Inbox(config.max_app_queue_size)
+        self._nursery.start_soon(self._call, app, scope, inbox, send)
+        self._inboxes[inbox] = _WS_LEFT if scope["type"] == "websocket" else _HTTP_LEFT
         return inbox.put
 
+    async def disconnect(self) -> None:
+        """Tell all calls that the client has left: Hypercorn does not tell a websocket that it has refused."""
+        for inbox, message in list(self._inboxes.items()):
+            await inbox.put(message)
 
-async def _call_app(
-    app: AppWrapper, scope: Scope, inbox: Inbox, send: Callable[[ASGISendEvent | None], Awaitable[None]]
-) -> None:
-    try:
-        await app(scope, inbox.get, send, trio.to_thread.run_sync, trio.from_thread.run)
-    except* Exception:
-        logger.exception("the application failed on %s", scope.get("path"))
-    inbox.abandon()
-    await send(None)  # Hypercorn's "the application has returned": answers 500, or ends what was cut short
+    async def _call(self, app: AppWrapper, scope: Scope, inbox: Inbox, send: Send) -> None:
+        async def send_and_yield(message: ASGISendEvent | None) -> None:
+            # Hypercorn's send does nothing, not even a checkpoint, for some clients that have gone, and our
+            # writes are shielded: an application that only sends would stop the process, or not be cancelled.
+            await trio.lowlevel.checkpoint()
+            await send(message)
+
+        try:
+            await app(scope, inbox.get, send_and_yield, trio.to_thread.run_sync, trio.from_thread.run)
+        except* Exception:
+            logger.exception("the application failed on %s", scope.get("path"))
+        inbox.abandon()
+        del self._inboxes[inbox]
+        await send(None)  # Hypercorn's "the application has returned": answers 500, or ends what was cut short
 
 
 class Context(WorkerContext):
@@ -97,10 +106,18 @@ class Context(WorkerContext):
         super().__init__(None)
         self.patience = patience
 
-    def begin_shutdown(self) -> None:
-        """Set `terminated`; Hypercorn's own way to do it is async without need."""
+    def terminate_nowait(self) -> None:
+        """Begin the shutdown."""
         assert isinstance(self.terminated, EventWrapper)
-        self.terminated._event.set()
+        self.terminated._event.set()  # Hypercorn's own `set` is async without need
+
+
+def _make_config() -> Config:
+    config = Config()
+    config.accesslog, config.errorlog = None, logger
+    config.include_server_header = False
+    config.h11_max_incomplete_size = MAX_REQUEST_HEAD
+    return config
 
 
 class Http2(H2Protocol):
@@ -111,6 +128,7 @@ class Http2(H2Protocol):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._stalls: set[trio.CancelScope] = set()
+        self._progress = trio.lowlevel.ParkingLot()
 
     async def handle(self, event: Event) -> None:
         """As Hypercorn's; it also lets go of who waits for a closed connection to take data."""
@@ -118,20 +136,32 @@ class Http2(H2Protocol):
         if isinstance(event, Closed):
             for buffer in list(self.stream_buffers.values()):
                 await buffer.close()
+            self._progress.unpark_all()
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """As Hypercorn's, but resets the stream when it was cut short, or when the client takes nothing."""
+        """As Hypercorn's; waits for the client to take it, and resets what was cut short or is not taken."""
         with self.context.patience.wait() as stall:
             self._stalls.add(stall)
             try:
                 if isinstance(event, StreamClosed):
                     await self._reset_if_cut_short(event.stream_id)
                 await super().stream_send(event)
+                while self._is_behind(event):
+                    await self._progress.park()
             finally:
                 self._stalls.discard(stall)
         if stall.cancelled_caught:
             await self._reset(event.stream_id, h2.errors.ErrorCodes.CANCEL)
             await self._close_stream(event.stream_id)
+
+    def _is_behind(self, event: StreamEvent) -> bool:
+        # Hypercorn wakes the writer whenever it looks at a stream, also if the window is shut, and
+        # says "drained" before END_STREAM is written, which GOAWAY would then forestall in a shutdown.
+        buffer = self.stream_buffers.get(event.stream_id)
+        if buffer is None or self.closed:
+            return False
+        full = isinstance(event, Body | Data) and len(buffer.buffer) >= BUFFER_HIGH_WATER
+        return full or isinstance(event, EndBody | EndData)
 
     async def _send_data(self, stream_id: int) -> None:
         buffer = self.stream_buffers.get(stream_id)
@@ -141,6 +171,7 @@ class Http2(H2Protocol):
             # Of the whole connection: streams take turns, so one may well wait for a slow client's others.
             for stall in self._stalls:
                 self.context.patience.renew(stall)
+        self._progress.unpark_all()
 
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         # One by one, since handling one may end the stream of the next.  Hypercorn fails upon data
@@ -178,6 +209,8 @@ class Protocol(ProtocolWrapper):
             await self._speak_http2(switch.data)
         except H2CProtocolRequiredError as switch:
             await self._speak_http2(switch.data, switch.headers, switch.settings)
+        if isinstance(self.protocol, H11Protocol) and self.protocol.stream is not None and self.protocol.stream.closed:
+            await self.send(Closed())  # a websocket was refused, and Hypercorn leaves it at that
 
     @property
     def uploading(self) -> bool:
@@ -211,26 +244,28 @@ class Connection:
         self._server = parse_socket_addr(stream.socket.family, stream.socket.getsockname())
         self._app, self._config, self._context = app, config, context
         self._stream, self._keep_alive = stream, keep_alive
+        self._applications = Applications()
         self._sending = trio.Lock()
         self._reading = trio.CancelScope()
-        self._ahead = bytearray()
-        self._parsing = False
-        self._news, self._room = trio.lowlevel.ParkingLot(), trio.lowlevel.ParkingLot()
+        self._ahead = ReadAhead(READ_AHEAD)
 
     async def run(self) -> None:
         """Serve the client; the caller closes the socket then.
 
         Raises whatever Hypercorn's protocols raise.
         """
-        async with Applications() as applications:
-            shared = (self._app, self._config, self._context, applications, ConnectionState({}))
+        async with self._applications:
+            shared = (self._app, self._config, self._context, self._applications, ConnectionState({}))
             self._protocol = Protocol(*shared, False, self.client, self._server, self._send, "http/1.1")
             self.set_idle(True)
             with self._reading:
                 await self._read()
             await self._protocol.handle(Closed())
+            await self._applications.disconnect()
         if self._protocol.uploading:
-            await self._linger()
+            # Closed while the client still sends, the connection would be reset, and the answer that tells
+            # it to stop could be lost with that (RFC 9112, 9.6).
+            await self._stream.discard_input()
 
     def set_idle(self, idle: bool) -> None:
         """Let the idle timeout run, or stop it; it is over at once when shutdown has begun."""
@@ -241,29 +276,12 @@ class Connection:
     async def _read(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._parse)
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await self._read_ahead()
-            # The parser gets what came right before the end, unless it has enough to do.
-            while self._ahead and not self._parsing:
-                await trio.lowlevel.checkpoint()
+            await self._ahead.fill(self._stream)
             nursery.cancel_scope.cancel(reason="the client sends no more")
-
-    async def _read_ahead(self) -> None:
-        while data := await self._stream.receive_some(READ_AHEAD - len(self._ahead)):
-            self._ahead += data
-            self._news.unpark()
-            while len(self._ahead) >= READ_AHEAD:
-                await self._room.park()
 
     async def _parse(self) -> None:
         while True:
-            self._parsing = False
-            while not self._ahead:
-                await self._news.park()
-            self._parsing = True
-            data, self._ahead = bytes(self._ahead), bytearray()
-            self._room.unpark()
-            await self._protocol.handle(RawData(data))
+            await self._protocol.handle(RawData(await self._ahead.take()))
 
     async def _send(self, event: Event) -> None:
         """Do what the protocol wants."""
@@ -273,9 +291,12 @@ class Connection:
             case Updated():
                 self.set_idle(event.idle)
             case Closed():
-                async with self._sending:  # behind everything that waits to be written
-                    with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                        await self._stream.send_eof()
+                # Shielded, because the application hears of the end before we do, and may cancel its sending
+                # task, which is the one that is here; bounded, because every write that holds the lock is.
+                with trio.CancelScope(shield=True):
+                    async with self._sending:  # behind everything that waits to be written
+                        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                            await self._stream.send_eof()
                 await self._end("the protocol is done")
 
     async def _write(self, data: bytes) -> None:
@@ -287,21 +308,12 @@ class Connection:
             async with self._sending:
                 try:
                     await self._stream.send_all(data)
-                    return
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass
-        await self._end("the client takes no more")
+                    await self._end("the client takes no more")
 
     async def _end(self, reason: str) -> None:
         self._reading.cancel(reason=reason)
         await self._protocol.handle(Closed())
-
-    async def _linger(self) -> None:
-        # To close a socket while the client still sends resets the connection, and the answer that
-        # told it to stop may be lost with that (RFC 9112, 9.6).
-        with self._context.patience.wait(), suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            while await self._stream.receive_some(READ_AHEAD):
-                pass
 
 
 @attrs.define(eq=False, repr=False)
@@ -321,6 +333,7 @@ class HttpServer:
     """
     _connections: set[Connection] = attrs.field(factory=set, init=False)
     _accepting: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False)
+    _config: Config = attrs.field(factory=_make_config, init=False)
     _context: Context = attrs.field(init=False)
 
     @_context.default
@@ -349,7 +362,7 @@ class HttpServer:
         Closes the listeners.
         """
         async with trio.open_nursery() as guard:
-            guard.start_soon(self._end_patience_when_cancelled)
+            guard.start_soon(self._context.patience.end_when_cancelled, self.shutdown_write_stall)
             async with trio.open_nursery() as connections:
                 try:
                     with self._accepting:
@@ -362,24 +375,17 @@ class HttpServer:
 
     def begin_shutdown(self) -> None:
         """Stop accepting, close idle connections; the others end with the request they serve."""
-        self._context.begin_shutdown()
+        self._context.terminate_nowait()
         self._accepting.cancel(reason="shutdown")
         self._context.patience.shorten(self.shutdown_write_stall)
         for connection in self._connections:
             if connection.idle:
                 connection.set_idle(True)
 
-    async def _end_patience_when_cancelled(self) -> None:
-        # Writes are shielded, and a client that takes a byte now and then renews their deadline.
-        try:
-            await trio.sleep_forever()
-        finally:
-            self._context.patience.end(self.shutdown_write_stall)
-
     async def _serve(self, stream: trio.SocketStream) -> None:
         bounded = BoundedStream(stream, self._context.patience)
         try:
-            connection = Connection(ASGIWrapper(self.app), _config(), self._context, bounded, self.keep_alive)
+            connection = Connection(ASGIWrapper(self.app), self._config, self._context, bounded, self.keep_alive)
         except OSError:
             return
         self._connections.add(connection)
@@ -392,12 +398,3 @@ class HttpServer:
         finally:
             self._connections.discard(connection)
             stream.socket.close()
-
-
-def _config() -> Config:
-    config = Config()
-    config.accesslog = None
-    config.errorlog = logger
-    config.include_server_header = False
-    config.h11_max_incomplete_size = MAX_REQUEST_HEAD
-    return config

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import attrs
 
 from trioswap.config import Config
 from trioswap.errors import UnknownModel
 from trioswap.fleet import Fleet
 from trioswap.logs import Logs
+
+# Characters of a name that are looked at and repeated.  A client may send megabytes of them, and to look for
+# similar names takes a second for each.
+NAME_LIMIT: Final = 200
 
 
 @attrs.frozen
@@ -28,5 +34,11 @@ class Services:
         """
         name = self.config.resolve(requested)
         if name is None:
-            raise UnknownModel(requested, self.config.similar(requested))
+            raise self.unknown(requested)
         return name
+
+    def unknown(self, requested: str) -> UnknownModel:
+        """The error that says so, and what may have been meant."""
+        if len(requested) > NAME_LIMIT:
+            return UnknownModel(requested[:NAME_LIMIT] + "...")
+        return UnknownModel(requested, self.config.similar(requested))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from urllib.parse import unquote
 
+import trio
+
 from trioswap.api import Services
 from trioswap.asgi import Exchange
-from trioswap.errors import UnknownModel
+from trioswap.fleet import Fleet
 from trioswap.logs import LogRing
 from trioswap.request import Headers
 
@@ -25,26 +27,23 @@ async def history(exchange: Exchange, services: Services) -> None:
 
 async def stream_all(exchange: Exchange, services: Services) -> None:
     """GET /logs/stream: everything, as it comes."""
-    await _stream(exchange, services.logs.combined)
+    await _stream(exchange, services.fleet, services.logs.combined)
 
 
 async def stream_one(exchange: Exchange, services: Services, rest: bytes) -> None:
     """GET /logs/stream/{proxy | upstream | MODEL}: one source, as it comes."""
     name = unquote(rest.decode("ascii", "replace"))
-    await _stream(exchange, _ring(services, name))
+    await _stream(exchange, services.fleet, _ring(services, name))
 
 
 def _ring(services: Services, name: str) -> LogRing:
     if ring := services.logs.find(name):
         return ring
-    model = services.config.resolve(name)
-    if model is None:
-        raise UnknownModel(name, services.config.similar(name))
-    return services.logs.of(model)
+    return services.logs.of(services.model(name))
 
 
-async def _stream(exchange: Exchange, ring: LogRing) -> None:
-    """Send until the client leaves; one that reads slowly loses its own lines and nobody else's.
+async def _stream(exchange: Exchange, fleet: Fleet, ring: LogRing) -> None:
+    """Send until the client leaves or the daemon ends; who reads slowly loses its own lines and nobody else's.
 
     With `?no-follow` only what is kept already.
     """
@@ -54,9 +53,23 @@ async def _stream(exchange: Exchange, ring: LogRing) -> None:
     with_history = b"no-history" not in exchange.raw_query
 
     async def send() -> None:
+        await exchange.start(200, _PLAIN)
+        if exchange.method != "HEAD":
+            await _follow(exchange, fleet, ring, with_history=with_history)
+        await exchange.finish()
+
+    await exchange.while_connected(send)
+
+
+async def _follow(exchange: Exchange, fleet: Fleet, ring: LogRing, *, with_history: bool) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end, fleet, nursery.cancel_scope)
         with ring.follow(with_history=with_history) as chunks:
-            await exchange.start(200, _PLAIN)
             async for chunk in chunks:
                 await exchange.write(chunk)
 
-    await exchange.while_connected(send)
+
+async def _end(fleet: Fleet, scope: trio.CancelScope) -> None:
+    # A log is not told to its end by its source, and would hold the shutdown (I12).
+    await fleet.wait_ended()
+    scope.cancel(reason="the daemon ends")

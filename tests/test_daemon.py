@@ -1,0 +1,358 @@
+"""The daemon as a whole: signals, shutdown, hostile clients, unloading, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import re
+import signal
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+import h11
+import pytest
+import trio
+from children import PATIENCE, alive, wait_gone
+from commands import daemon as command
+from daemons import (
+    at_once,
+    chat,
+    connect,
+    daemon,
+    eventually,
+    fetch,
+    is_running,
+    pid_of,
+    running,
+    scripted,
+    speakers,
+    write_config,
+)
+from test_server import HOSTILE, provoke
+
+from trioswap import proctree
+from trioswap.daemon import CannotListen, open_listeners
+
+CHAT = "/v1/chat/completions"
+# Seconds beyond what the configuration grants; a thousand times what is needed.
+MARGIN = 20.0
+FAMILY = ("--fork", "--setsid-child")  # both ignore SIGTERM, and one escapes the process group
+
+
+# ---- SIGTERM --------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Family:
+    """The processes of one model server, known by more than their pids."""
+
+    leader: int
+    marker: str
+
+    @property
+    def left(self) -> list[proctree.Process]:
+        return proctree.members(self.leader, self.marker)
+
+
+async def family_at(port: int) -> Family:
+    """The family of the model server on *port*, asked directly: it may still be loading."""
+    pid = await pid_of(port)
+    environment = (await trio.Path(f"/proc/{pid}/environ").read_bytes()).decode()
+    marker = re.search(rf"(?:^|\0){proctree.MARKER}=([^\0]*)", environment)
+    assert marker is not None
+    return Family(pid, marker[1])
+
+
+@asynccontextmanager
+async def stopped_by_signals(tmp_path, *flags, signals: int = 1, drain: float = 0.3, grace: float = 0.3):
+    """A daemon process with model `a`; after the block it gets SIGTERM and must be gone in time, with all of `a`."""
+    model = scripted(*FAMILY, *flags)
+    path = write_config(tmp_path, {"a": model}, unload_timeout=grace, unload_drain_timeout=drain)
+    async with command("serve", "-c", path) as served:
+        families: list[Family] = []
+
+        async def note_family() -> None:
+            families.append(await family_at(model.port))
+
+        yield served, note_family, model.port
+        begun = trio.current_time()
+        for _ in range(signals):
+            served.process.send_signal(signal.SIGTERM)
+            await eventually(partial(refuses, served.port))  # so that the kernel does not merge two signals into one
+        with trio.fail_after(PATIENCE):
+            assert await served.process.wait() == 0
+        took = trio.current_time() - begun
+    assert took < (drain if signals == 1 else 0) + grace + MARGIN
+    for family in families:
+        assert not alive(family.leader)
+        assert family.left == []
+
+
+async def refuses(port: int) -> bool:
+    """Whether nobody listens there any more."""
+    try:
+        async with await connect(port):
+            return False
+    except (ConnectionRefusedError, ConnectionResetError):
+        return True
+
+
+async def is_bound(port: int) -> bool:
+    return not await refuses(port)
+
+
+async def test_sigterm_when_idle(tmp_path):
+    """A ready model server and its children, which ignore SIGTERM, are gone when the daemon exits with 0."""
+    async with stopped_by_signals(tmp_path) as (served, note_family, port):
+        assert (await fetch(served.port, "POST", CHAT, chat("a"))).status == 200
+        await note_family()
+        assert len((await fetch(port, "GET", "/children")).json()) == len(FAMILY)
+
+
+async def test_sigterm_during_a_load(tmp_path):
+    """The request that waits is told, the loading server and its children are gone."""
+    answers = []
+    async with trio.open_nursery() as nursery:
+
+        async def ask(port: int) -> None:
+            answers.append(await fetch(port, "POST", CHAT, chat("a")))
+
+        async with stopped_by_signals(tmp_path, "--never-ready") as (served, note_family, port):
+            nursery.start_soon(ask, served.port)
+            await eventually(partial(is_bound, port))
+            await note_family()
+    assert answers[0].status == 503
+    assert int(answers[0]["retry-after"]) >= 1
+    assert "shutting down" in answers[0].json()["error"]["message"]
+
+
+async def test_sigterm_lets_a_stream_finish(tmp_path):
+    """What is being served when the signal comes is served to its end."""
+    bodies = []
+    async with trio.open_nursery() as nursery:
+
+        async def finish(client) -> None:
+            async with client:
+                bodies.append(await client.rest())
+
+        async with stopped_by_signals(tmp_path, drain=PATIENCE) as (served, note_family, _):
+            client = await connect(served.port)
+            await client.ask("POST", CHAT, chat("a", stream=True, chunks=30, chunk_delay=0.02))
+            await client.head()
+            await note_family()
+            nursery.start_soon(finish, client)
+    assert speakers(bodies[0]) == ["a"] * 30 + ["[DONE]"]
+
+
+@pytest.mark.parametrize(("signals", "drain"), [(1, 0.3), (2, 10 * PATIENCE)], ids=["drain timeout", "second signal"])
+async def test_an_endless_stream_is_cut(tmp_path, signals, drain):
+    """After unload_drain_timeout, or at a second signal, the stream is cut, and the client can tell."""
+    async with trio.open_nursery() as nursery:
+
+        async def be_cut(client) -> None:
+            async with client:
+                with pytest.raises(h11.RemoteProtocolError):
+                    await client.rest()
+
+        async with stopped_by_signals(tmp_path, signals=signals, drain=drain) as (served, note_family, _):
+            client = await connect(served.port)
+            await client.ask("POST", CHAT, chat("a", stream=True, chunks=10**6, chunk_delay=0.01))
+            await client.head()
+            await note_family()
+            nursery.start_soon(be_cut, client)
+
+
+async def test_a_follower_of_the_logs_does_not_hold_the_shutdown(tmp_path):
+    """Passive traffic delays nothing (I12); the log is told to its end and ended cleanly."""
+    bodies = []
+    async with trio.open_nursery() as nursery:
+
+        async def follow(client) -> None:
+            async with client:
+                bodies.append(await client.rest())
+
+        async with stopped_by_signals(tmp_path) as (served, _, _):
+            await fetch(served.port, "POST", CHAT, chat("a"))
+            client = await connect(served.port)
+            await client.ask("GET", "/logs/stream")
+            await client.head()
+            nursery.start_soon(follow, client)
+    assert b"listening" in bodies[0]
+    assert b"received SIGTERM" in bodies[0]
+
+
+async def test_a_request_that_comes_too_late_is_refused(tmp_path):
+    """An upload that is complete only after the signal gets a 503 and starts no model (I8)."""
+    body = chat("a")
+    path = write_config(tmp_path, {"a": scripted()})
+    async with command("serve", "-c", path) as served, await connect(served.port) as client:
+        fields = [("host", "x"), ("content-length", str(len(body))), ("expect", "100-continue")]
+        await client.send(h11.Request(method="POST", target=CHAT, headers=fields))
+        assert isinstance(await client.next_event(), h11.InformationalResponse), "the daemon has the request"
+        served.process.send_signal(signal.SIGTERM)
+        await eventually(partial(refuses, served.port))
+        await client.send(h11.Data(data=body))
+        answer = await client.answer()
+        assert (answer.status, answer["retry-after"]) == (503, "5")
+        with trio.fail_after(PATIENCE):
+            assert await served.process.wait() == 0
+
+
+async def test_a_port_in_use_is_said():
+    """A listen address that is taken fails before anything was started."""
+    [listener] = await open_listeners("127.0.0.1:0")
+    async with listener:
+        port = listener.socket.getsockname()[1]
+        with pytest.raises(CannotListen, match="in use"):
+            await open_listeners(f"127.0.0.1:{port}")
+
+
+# ---- hostile clients ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_client_harms_nobody(name):
+    """Inputs that end a process under plain Hypercorn: the daemon lives, and streams of others are complete."""
+    async with daemon({"a": scripted()}) as served:
+        hostile_done, streams = trio.Event(), []
+
+        async def neighbour() -> None:
+            while not streams or not hostile_done.is_set():
+                answer = await fetch(served.port, "POST", CHAT, chat("a", stream=True, chunks=20, chunk_delay=0.005))
+                streams.append(speakers(answer.body))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(neighbour)
+            await eventually(partial(is_running, served.port, "a", serving=1))
+            for _ in range(20):
+                await provoke(Target(served.port), HOSTILE[name])
+            hostile_done.set()
+        assert all(stream == ["a"] * 20 + ["[DONE]"] for stream in streams)
+        assert (await fetch(served.port, "GET", "/health")).text == "OK"
+
+
+@attrs.frozen
+class Target:
+    """What `provoke` connects to."""
+
+    port: int
+
+    async def connect(self) -> trio.SocketStream:
+        return (await connect(self.port)).stream
+
+
+# ---- unloading ------------------------------------------------------------------------------------
+
+
+async def test_an_idle_model_is_unloaded_after_its_ttl():
+    """Its process ends, whoever looks at the daemon meanwhile; the next request starts it again."""
+    async with daemon({"a": scripted(ttl=0.3)}) as served:
+        pid = (await fetch(served.port, "POST", CHAT, chat("a"))).json()["pid"]
+
+        async def unloaded() -> bool:  # every look is traffic that must not count as use (I12)
+            return await running(served.port) == {}
+
+        await eventually(unloaded)
+        await wait_gone(pid)
+        again = (await fetch(served.port, "POST", CHAT, chat("a"))).json()["pid"]
+        assert again != pid
+
+
+async def test_a_stream_outlives_the_ttl():
+    """A model that serves is not idle, however long it takes."""
+    async with daemon({"a": scripted(ttl=0.1)}) as served:
+        answer = await fetch(served.port, "POST", CHAT, chat("a", stream=True, chunks=30, chunk_delay=0.02))
+        assert speakers(answer.body) == ["a"] * 30 + ["[DONE]"]
+
+
+async def test_unloading_all_lets_a_stream_finish():
+    """The stream is complete, and the answer to the unload comes when the process is gone."""
+    async with daemon({"a": scripted()}) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a", stream=True, chunks=30, chunk_delay=0.02))
+        await client.head()
+        pid = await pid_of(served.model_ports["a"])
+        bodies = []
+
+        async def finish() -> None:
+            bodies.append(await client.rest())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(finish)
+            answer = await fetch(served.port, "POST", "/api/models/unload")
+            assert (answer.status, answer.json()) == (200, {"msg": "ok"})
+            assert not alive(pid)
+        assert speakers(bodies[0]) == ["a"] * 30 + ["[DONE]"]
+
+
+async def test_an_unload_cuts_an_endless_stream():
+    """After unload_drain_timeout the stream is broken off and the process is gone."""
+    async with daemon({"a": scripted(unload_drain_timeout=0.2)}) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a", stream=True, chunks=10**6, chunk_delay=0.01))
+        await client.head()
+        pid = await pid_of(served.model_ports["a"])
+        assert (await fetch(served.port, "POST", "/api/models/unload/a")).status == 200
+        assert not alive(pid)
+        with pytest.raises(h11.RemoteProtocolError):
+            await client.rest()
+
+
+# ---- nothing is left --------------------------------------------------------------------------------
+
+
+def own_children() -> set[int]:
+    return {int(pid) for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+
+
+def held() -> tuple[int, int, int]:
+    """How many tasks, descriptors and children there are."""
+    return (
+        trio.lowlevel.current_statistics().tasks_living,
+        len(list(Path("/proc/self/fd").iterdir())),
+        len(own_children()),
+    )
+
+
+async def one_of_many(port: int, number: int) -> None:
+    """A request that is answered, refused, or left in one of several stages."""
+    model = "ab"[number % 2]
+    match number % 8:
+        case 0 | 1:
+            assert (await fetch(port, "POST", CHAT, chat(model))).status == 200
+        case 2:
+            assert (await fetch(port, "POST", CHAT, chat(model, stream=True, chunks=20))).status == 200
+        case 3:
+            assert (await fetch(port, "POST", CHAT, chat("nobody"))).status == 404
+        case 4:
+            assert (await fetch(port, "GET", f"/upstream/{model}/x")).status == 200
+        case 5:
+            await leave(port, chat(model, stream=True, chunks=10**6, chunk_delay=0.001), after_head=True)
+        case 6:
+            await leave(port, chat(model, answer_delay=1000), after_head=False)
+        case 7:
+            await fetch(port, "POST", CHAT, chat(model, truncate=True, stream=False, chunks=1, status=500))
+
+
+async def leave(port: int, body: bytes, *, after_head: bool) -> None:
+    async with await connect(port) as client:
+        await client.ask("POST", CHAT, body)
+        if after_head:
+            await client.head()
+
+
+async def test_nothing_leaks():
+    """After 200 mixed requests over two swapping models, tasks, descriptors and children are what they were."""
+    models = {"a": scripted(max_wait=0.02), "b": scripted(max_wait=0.02)}
+    async with daemon(models) as served:
+        await fetch(served.port, "POST", CHAT, chat("a"))
+        await fetch(served.port, "POST", "/api/models/unload")
+
+        async def back() -> bool:
+            await trio.testing.wait_all_tasks_blocked()
+            return held() == baseline
+
+        await trio.testing.wait_all_tasks_blocked()
+        baseline = held()
+        for batch in range(10):
+            await at_once(partial(one_of_many, served.port, 20 * batch + number) for number in range(20))
+        await fetch(served.port, "POST", "/api/models/unload")
+        await eventually(back)

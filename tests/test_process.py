@@ -1,0 +1,696 @@
+"""Supervision of real children: start, readiness, output, stop, and that nothing is left of any of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from attempts import Attempt, attempt
+from children import PATIENCE, alive, ask, free_port, model_argv, python
+from trio.testing import wait_all_tasks_blocked
+
+from trioswap import process, proctree
+from trioswap.logs import CAPACITY, Logs
+from trioswap.remote import Prober
+
+pytestmark = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists(), reason="there is no /proc")
+
+# Seconds of grace for those who will use it up.
+GRACE = 0.2
+NOBODY_ASKS = {"check_endpoint": None}
+
+
+@pytest.fixture
+async def prober() -> AsyncIterator[Prober]:
+    prober = Prober()
+    yield prober
+    await prober.aclose()
+
+
+@pytest.fixture
+def serve(prober):
+    """Makes an attempt at running the scriptable server with some flags; it stops within the grace or not at all."""
+
+    def make(*flags: str | float, **changes: object) -> Attempt:
+        port = free_port()
+        changes = {"unload_timeout": PATIENCE, "health_check_timeout": PATIENCE, **changes}
+        return attempt(model_argv("m", *flags, port=port), prober, port=port, **changes)
+
+    return make
+
+
+@pytest.fixture
+def run(prober):
+    """Makes an attempt at running any child, which is ready as soon as it exists unless it is asked."""
+
+    def make(*argv: str, **changes: object) -> Attempt:
+        return attempt(argv, prober, **{"unload_timeout": PATIENCE, **NOBODY_ASKS, **changes})
+
+    return make
+
+
+async def get(server: Attempt, target: str) -> str:
+    status, body = await ask(server.port, "GET", target)
+    assert status == 200
+    return body.decode()
+
+
+async def fail(server: Attempt) -> str:
+    """Why the start failed; nothing was reported and nothing is left."""
+    async with server.under_way():
+        failure = await server.wait_over()
+    assert failure is not None
+    assert server.upstreams == []
+    assert server.nothing_left
+    assert not server.process.stuck
+    return failure.why
+
+
+@contextmanager
+def at_least(seconds: float) -> Iterator[None]:
+    begun = trio.current_time()
+    yield
+    assert trio.current_time() - begun >= seconds
+
+
+# ---- ready -----------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class Spy:
+    """A prober that notes what the probes found."""
+
+    prober: Prober
+    found: list[str | None] = attrs.field(factory=list)
+
+    async def ready(self, url: str) -> str | None:
+        self.found.append(await self.prober.ready(url))
+        return self.found[-1]
+
+
+async def test_a_server_that_binds_late_is_ready_once_it_is_bound(serve, prober):
+    """Connections are refused meanwhile."""
+    spy = Spy(prober)
+    server = serve("--bind-delay", 0.2)
+    server.process._prober = spy
+    async with server.under_way():
+        await server.wait_ready()
+        assert await get(server, "/pid") == str(server.process.pid)
+
+    assert set(spy.found[:-1]) == {"connection refused"}
+    assert spy.found[-1] is None
+    assert server.nothing_left
+
+
+async def test_a_server_that_loads_is_ready_once_it_answers_200(serve, prober):
+    """It answers 503 meanwhile, as llama-server does."""
+    spy = Spy(prober)
+    server = serve("--ready-delay", 0.2)
+    server.process._prober = spy
+    async with server.under_way():
+        await server.wait_ready()
+        assert await get(server, "/health") == "ok"
+
+    assert "answered 503" in spy.found
+    assert spy.found[-1] is None
+
+
+async def test_without_a_check_a_server_is_ready_as_soon_as_it_runs(run):
+    """Nobody is asked, so a program that listens nowhere will do."""
+    child = run(*python("import signal; signal.pause()"))
+    async with child.under_way():
+        upstream = await child.wait_ready()
+        assert alive(child.process.pid)
+        assert (upstream.model, upstream.base_url) == ("m", child.process.spec.proxy)
+
+    assert child.nothing_left
+
+
+# ---- not ready -------------------------------------------------------------------------------
+
+
+async def test_an_exit_while_starting_names_the_code_and_the_last_line(serve):
+    """At once, not when the time for loading is over."""
+    why = await fail(serve("--exit-at-start", 7, health_check_timeout=10 * PATIENCE))
+
+    assert why == 'exited with 7 before it was ready ("m: cannot load the model")'
+
+
+async def test_a_signal_while_starting_is_named(run):
+    """So that the user thinks of the out-of-memory killer."""
+    why = await fail(run(*python("import os; print('loading'); os.kill(os.getpid(), 9)"), check_endpoint="/health"))
+
+    assert why == 'was killed by SIGKILL before it was ready ("loading")'
+
+
+async def test_an_exit_is_noticed_though_a_grandchild_holds_the_output(run, monkeypatch):
+    """The last line is waited for, but not for ever."""
+    monkeypatch.setattr(process, "OUTPUT_GRACE", 0.1)
+    code = "import os, signal\nif os.fork() == 0: signal.pause()\nprint('so long'); os._exit(4)"
+
+    assert await fail(run(*python(code), check_endpoint="/health")) == 'exited with 4 before it was ready ("so long")'
+
+
+async def test_a_failure_quotes_no_earlier_attempt(run):
+    """The ring keeps what the one before it said; who said nothing is not quoted."""
+    logs = Logs()
+    talker = run(*python("print('old words\\n\\n'); raise SystemExit(3)"), check_endpoint="/", logs=logs)
+    assert await fail(talker) == 'exited with 3 before it was ready ("old words")'
+
+    assert (
+        await fail(run(*python("raise SystemExit(5)"), check_endpoint="/", logs=logs))
+        == "exited with 5 before it was ready"
+    )
+    assert "old words" in talker.output
+
+
+async def test_a_failure_quotes_the_end_of_an_endless_line(run):
+    """A progress bar of a megabyte does not go into an error message."""
+    why = await fail(run(*python("print('x' * 10**6 + ' end'); raise SystemExit(3)"), check_endpoint="/"))
+
+    assert why.endswith('xxx end")')
+    assert len(why) < 2 * process.LAST_LINE
+
+
+async def test_a_server_that_is_never_ready_is_given_up(serve):
+    """After health_check_timeout, and the message tells what the last probe found."""
+    with at_least(0.5):
+        why = await fail(serve("--never-ready", health_check_timeout=0.5))
+
+    assert why.startswith("not ready within 0.5 s (health_check_timeout), last probe: ")
+
+
+async def test_the_last_probe_of_a_server_that_never_binds_was_refused(serve):
+    """The user sees that nobody listens where trioswap asks."""
+    server = serve("--wrong-port", "--spam", 1, health_check_timeout=PATIENCE)
+    async with server.under_way():
+        await server.said("x")
+        server.process._last_probe = "the first"
+        while server.process._last_probe == "the first":
+            await trio.lowlevel.checkpoint()
+        assert server.process._last_probe == "connection refused"
+
+    assert server.nothing_left
+
+
+@pytest.mark.parametrize(
+    ("argv", "reason"),
+    [
+        (("no-such-program-anywhere",), "no such file or directory"),
+        ((__file__,), "permission denied"),
+        (("sleep", "1\0"), "embedded null byte"),
+    ],
+)
+async def test_what_cannot_be_run_is_a_failed_start(run, argv, reason):
+    """A program that is not there, one that is not executable, and an argument that no system call takes."""
+    child = run(*argv)
+
+    assert await fail(child) == f"cannot run {argv[0]!r}: {reason}"
+    assert child.process.pid is None
+
+
+# ---- strangers on the port --------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def stranger(port: int) -> AsyncIterator[None]:
+    """This very process answers 200 on the port, to everything."""
+
+    async def answer(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(trio.serve_tcp, answer, port, host="127.0.0.1"))
+        yield
+        nursery.cancel_scope.cancel()
+
+
+def our_name() -> str:
+    me = proctree.look(os.getpid())
+    return f"{me.name} (pid {me.pid})"
+
+
+async def test_a_stranger_that_is_there_already_prevents_the_start(serve):
+    """Its name and pid are told, and nothing is spawned."""
+    server = serve()
+    async with stranger(server.port):
+        why = await fail(server)
+
+    assert f"belongs to {our_name()}" in why
+    assert 'port_owner = "any"' in why
+    assert server.process.pid is None
+    assert server.output == ""
+
+
+async def test_a_stranger_that_answers_does_not_make_our_server_ready(serve):
+    """It took the port after the spawn; our child, which never binds, is stopped."""
+    server = serve("--wrong-port", "--spam", 1)
+    async with server.under_way():
+        await server.said("x")
+        async with stranger(server.port):
+            failure = await server.wait_over()
+
+    assert f"belongs to {our_name()}" in failure.why
+    assert server.upstreams == []
+    assert server.process.pid is not None
+    assert server.nothing_left
+
+
+async def test_a_container_may_own_the_port(serve):
+    """With port_owner "any" nobody asks whose server it is."""
+    server = serve("--wrong-port", port_owner="any")
+    async with server.under_way(), stranger(server.port):
+        await server.wait_ready()
+
+    assert server.nothing_left
+
+
+async def test_the_port_of_a_container_is_waited_for(serve, monkeypatch):
+    """Who forwards to a container goes a moment after our child."""
+    monkeypatch.setattr(process, "PORT_WAIT", PATIENCE)
+    server = serve("--wrong-port", port_owner="any")
+    async with trio.open_nursery() as nursery, stranger(server.port):
+        nursery.start_soon(server.run)
+        await server.wait_ready()
+        server.scope.cancel()
+        with trio.fail_after(PATIENCE):
+            while server.family:
+                await trio.lowlevel.checkpoint()
+        await wait_all_tasks_blocked()
+        assert not server.over
+    assert server.nothing_left
+
+
+# ---- what the child finds ---------------------------------------------------------------------
+
+
+async def test_the_child_finds_its_environment_and_no_input(run, monkeypatch):
+    """Our own variables, those of the configuration on top, the marker down to grandchildren, and stdin empty."""
+    monkeypatch.setenv("OURS", "ours")
+    monkeypatch.setenv("BOTH", "ours")
+    code = """
+import json, os, signal, sys
+names = ('PATH', 'OURS', 'BOTH', 'EXTRA')
+grandchild = os.popen("sh -c 'echo $TRIOSWAP_ATTEMPT'").read().strip()
+print(json.dumps([[os.environ[name] for name in names], grandchild, sys.stdin.read(), os.getsid(0) == os.getpid()]))
+signal.pause()
+"""
+    child = run(*python(code), env={"EXTRA": "extra", "BOTH": "theirs"})
+    async with child.under_way():
+        await child.said("\n")
+
+    expected = [[os.environ["PATH"], "ours", "theirs", "extra"], child.process.marker, "", True]
+    assert json.loads(child.output) == expected
+
+
+# ---- output -----------------------------------------------------------------------------------
+
+
+async def test_ten_megabytes_in_one_line_do_not_block_the_child(serve):
+    """It becomes ready, and the ring holds the end of what it said."""
+    server = serve("--spam", 10_000_000, "--silent")
+    async with server.under_way():
+        await server.wait_ready()
+
+    assert server.output == CAPACITY * "x"
+
+
+LINES = "".join(f"line {number}\n" for number in range(8000))  # more than a pipe holds, less than a ring
+
+
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGSEGV)", "os._exit(1)"])
+async def test_the_output_of_a_crashed_child_is_complete(run, end):
+    """What it wrote before it died has arrived when `run` is over."""
+    code = f"import os, signal\nprint(''.join(f'line {{n}}\\n' for n in range(8000)), end='', flush=True)\n{end}"
+    child = run(*python(code))
+    async with child.under_way():
+        await child.wait_over()
+
+    assert child.output == LINES
+
+
+async def test_what_a_child_says_while_it_stops_is_kept(run):
+    """Nobody closes its output before its end: a server that reports its shutdown would die of that."""
+    code = """
+import os, signal
+def stop(number, frame):
+    print(''.join(f'line {n}\\n' for n in range(8000)) + 'done', flush=True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, stop)
+print('up', flush=True)
+while True: signal.pause()
+"""
+    child = run(*python(code))
+    async with child.under_way():
+        await child.said("up")
+
+    assert child.output == f"up\n{LINES}done\n"
+
+
+# ---- stop -------------------------------------------------------------------------------------
+
+
+def reporter(*ends: int) -> tuple[str, ...]:
+    """A child that tells each signal it gets, and ends upon some of them."""
+    return python(f"""
+import os, signal
+def got(number, frame):
+    os.write(1, b'got %d\\n' % number)
+    if number in {[*map(int, ends)]}: os._exit(0)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1): signal.signal(number, got)
+os.write(1, b'up\\n')
+while True: signal.pause()
+""")
+
+
+async def stop(child: Attempt) -> str:
+    """Run it until it is up, stop it, and return what it said."""
+    async with child.under_way():
+        await child.said("up\n")
+    assert child.nothing_left
+    return child.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_the_stop_signal_is_the_one_of_the_configuration(run, number):
+    """And the only one that a server gets which obeys it."""
+    assert await stop(run(*reporter(number), stop_signal=number)) == f"up\ngot {number:d}\n"
+
+
+async def test_everybody_in_the_tree_is_signalled_once(run):
+    """The leader, its group, and who has left it: some servers give up their clean end upon a second signal."""
+    code = """
+import os, signal
+def member(name, end):
+    def got(number, frame):
+        os.write(1, b'%s got %d\\n' % (name, number))
+        end()
+    signal.signal(signal.SIGTERM, got)
+ready, told = os.pipe()
+def child(name):
+    if os.fork() == 0:
+        if name == b'escapee': os.setsid()
+        member(name, lambda: os._exit(0))
+        os.write(told, b'.')
+        while True: signal.pause()
+    os.read(ready, 1)
+child(b'group')
+child(b'escapee')
+def wait_for_both():
+    os.wait(), os.wait()
+    os._exit(0)
+member(b'leader', wait_for_both)
+os.write(1, b'up\\n')
+while True: signal.pause()
+"""
+    up, *signals = sorted((await stop(run(*python(code)))).split("\n"), key=lambda line: line != "up")
+
+    assert up == "up"
+    assert sorted(signals) == ["", "escapee got 15", "group got 15", "leader got 15"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--ignore-sigterm",), ("--fork",), ("--setsid-child",), ("--ignore-sigterm", "--fork", "--setsid-child")],
+    ids="".join,
+)
+async def test_who_ignores_the_signal_is_killed_after_the_grace(serve, flags):
+    """The server itself, a child in its group that holds its output, a daemon that left its session, and all three."""
+    server = serve(*flags, unload_timeout=GRACE)
+    async with server.under_way():
+        await server.wait_ready()
+        pids = [server.process.pid, *json.loads(await get(server, "/children"))]
+        assert len(server.family) == len(pids)
+        before = trio.current_time()
+
+    assert trio.current_time() - before >= GRACE
+    assert not any(map(alive, pids))
+    assert server.nothing_left
+    assert not server.process.stuck
+
+
+async def test_what_a_crashed_server_leaves_is_swept(serve):
+    """Its children outlive it, ignore the signal, and are killed; that is no failed start."""
+    server = serve("--fork", "--setsid-child", unload_timeout=GRACE)
+    async with server.under_way():
+        await server.wait_ready()
+        children = json.loads(await get(server, "/children"))
+        os.kill(server.process.pid, signal.SIGKILL)
+        assert await server.wait_over() is None
+
+    assert not any(map(alive, children))
+    assert server.nothing_left
+
+
+async def test_a_server_that_forks_during_a_look_is_not_overlooked(serve, monkeypatch):
+    """A look that misses the child of a process that has just ended proves nothing yet."""
+    looks, members = [], proctree.members
+
+    def miss_the_first(leader: int, marker: str) -> list[proctree.Process]:
+        looks.append(found := members(leader, marker))
+        return [] if len(looks) == 1 else found
+
+    server = serve("--setsid-child", unload_timeout=GRACE, check_endpoint=None)
+    async with server.under_way():
+        await server.said("ready")
+        (daemon,) = json.loads(await get(server, "/children"))
+        monkeypatch.setattr(proctree, "members", miss_the_first)
+        os.kill(server.process.pid, signal.SIGKILL)
+        await server.wait_over()
+
+    assert daemon in {one.pid for one in looks[0]}
+    assert not alive(daemon)
+
+
+async def test_after_nobody_was_found_nobody_asks_again(serve, monkeypatch):
+    """The number of the dead leader may name a new session by then, and a look would take that for ours."""
+    looks, members = [], proctree.members
+
+    def look(leader: int, marker: str) -> list[proctree.Process]:
+        looks.append(members(leader, marker))
+        return looks[-1]
+
+    monkeypatch.setattr(proctree, "members", look)
+    server = serve("--setsid-child", unload_timeout=GRACE)
+    async with server.under_way():
+        await server.wait_ready()
+
+    assert looks[-2:] == [[], []]
+    assert all(looks[:-2])
+
+
+# ---- stop by command --------------------------------------------------------------------------
+
+
+def shell(code: str) -> tuple[str, ...]:
+    return ("sh", "-c", code)
+
+
+async def test_the_command_takes_the_place_of_the_signal(run):
+    """It knows the pid, and what it says is kept."""
+    command = shell("echo by command; kill -USR1 ${PID}")
+    said = await stop(run(*reporter(signal.SIGUSR1), stop_argv=command))
+
+    assert sorted(said.splitlines()) == ["by command", f"got {signal.SIGUSR1:d}", "up"]
+
+
+@pytest.mark.parametrize("command", [shell("echo no >&2; exit 3"), ("no-such-program-anywhere",)])
+async def test_when_the_command_fails_the_signal_is_sent(run, command):
+    """It ends with an error, or cannot even be run."""
+    said = await stop(run(*reporter(signal.SIGTERM), stop_argv=command))
+
+    assert said.endswith(f"got {signal.SIGTERM:d}\n")
+
+
+async def test_a_command_that_hangs_is_killed_with_the_child(run):
+    """At the end of the grace, together with what the command has started."""
+    child = run(*reporter(), stop_argv=shell("sleep 1000 & echo $$ $!; wait"), unload_timeout=GRACE)
+    with at_least(GRACE):
+        said = await stop(child)
+
+    pids = next(line for line in said.splitlines() if line.replace(" ", "").isdigit())
+    assert not any(alive(int(pid)) for pid in pids.split())
+
+
+async def test_a_command_may_take_its_time(run, tmp_path):
+    """The signal is not sent while it works."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    command = shell(f"echo stopping; read line < {fifo}; kill -USR1 ${{PID}}")
+    child = run(*reporter(signal.SIGUSR1), stop_argv=command)
+    descriptor = os.open(fifo, os.O_RDWR)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(child.run)
+        await child.said("up\n")
+        child.scope.cancel()
+        await child.said("stopping\n")
+        await wait_all_tasks_blocked()
+        assert alive(child.process.pid)
+        os.write(descriptor, b"go\n")
+    os.close(descriptor)
+
+    assert child.output == f"up\nstopping\ngot {signal.SIGUSR1:d}\n"
+    assert child.nothing_left
+
+
+async def test_after_a_crash_no_command_is_run(run):
+    """The pid in it may be somebody else's by then; what is left gets the signal."""
+    code = f"import os\nif os.fork() == 0: os.execvp({reporter()[0]!r}, {reporter(signal.SIGTERM)!r})\nos.wait()"
+    child = run(*python(code), stop_argv=shell("echo by command ${PID}"))
+    async with child.under_way():
+        await child.said("up\n")
+        os.kill(child.process.pid, signal.SIGKILL)
+        await child.wait_over()
+
+    assert child.output == f"up\ngot {signal.SIGTERM:d}\n"
+    assert child.nothing_left
+
+
+# ---- cancellation, wherever it comes ------------------------------------------------------------
+
+
+def before_the_start(server: Attempt, patch: pytest.MonkeyPatch) -> None:
+    server.scope.cancel()
+
+
+def before_the_fork(server: Attempt, patch: pytest.MonkeyPatch) -> None:
+    _replace_popen(patch, before=partial(trio.from_thread.run_sync, server.scope.cancel))
+
+
+def after_the_fork(server: Attempt, patch: pytest.MonkeyPatch) -> None:
+    _replace_popen(patch, after=partial(trio.from_thread.run_sync, server.scope.cancel))
+
+
+def _replace_popen(
+    patch: pytest.MonkeyPatch, before: Callable[[], object] = list, after: Callable[[], object] = list
+) -> None:
+    """Have something done in the thread in which Trio spawns."""
+    spawn = subprocess.Popen
+
+    def popen(*args, **options):
+        before()
+        child = spawn(*args, **options)
+        after()
+        return child
+
+    patch.setattr(subprocess, "Popen", popen)
+
+
+@attrs.define(eq=False)
+class Canceller:
+    """A prober that cancels the attempt, before the first probe or when that has found the server ready."""
+
+    prober: Prober
+    scope: trio.CancelScope
+    when_ready: bool
+
+    async def ready(self, url: str) -> str | None:
+        if not self.when_ready:
+            self.scope.cancel()
+        found = await self.prober.ready(url)
+        if found is None:
+            self.scope.cancel()
+        return found
+
+
+def in_a_probe(server: Attempt, patch: pytest.MonkeyPatch) -> None:
+    server.process._prober = Canceller(server.process._prober, server.scope, when_ready=False)
+
+
+def when_the_probe_has_succeeded(server: Attempt, patch: pytest.MonkeyPatch) -> None:
+    server.process._prober = Canceller(server.process._prober, server.scope, when_ready=True)
+
+
+def in_the_report(server: Attempt, patch: pytest.MonkeyPatch) -> None:
+    server.on_ready = server.scope.cancel
+
+
+@pytest.mark.parametrize(
+    "arrange",
+    [before_the_start, before_the_fork, after_the_fork, in_a_probe, when_the_probe_has_succeeded, in_the_report],
+)
+async def test_a_cancellation_leaves_nothing(serve, monkeypatch, arrange):
+    """At each point where one can come in; and who was cancelled before its report does not report."""
+    server = serve()
+    arrange(server, monkeypatch)
+    descriptors = open_descriptors()
+    await server.run()
+
+    assert server.scope.cancelled_caught
+    assert server.nothing_left
+    assert open_descriptors() == descriptors
+    assert (server.process.pid is None) is (arrange is before_the_start)
+    assert bool(server.upstreams) is (arrange is in_the_report)
+
+
+@pytest.mark.parametrize("hundredths", range(0, 31, 3))
+async def test_a_cancellation_after_any_time_leaves_nothing(serve, hundredths):
+    """Wherever the server is then: being spawned, daemonizing a child, binding, ready."""
+    server = serve("--setsid-child", unload_timeout=0.05)
+    with trio.move_on_after(hundredths / 100):
+        await server.run()
+
+    assert server.nothing_left
+
+
+async def test_a_second_cancellation_does_not_cut_the_stop_short(run):
+    """Once it is being stopped, the grace is granted and the tree is swept, whatever becomes of the caller."""
+    child = run(*reporter(), unload_timeout=GRACE)
+    with trio.CancelScope() as outer, at_least(GRACE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(child.run)
+            await child.said("up\n")
+            child.scope.cancel()
+            await child.said("got 15\n")
+            outer.cancel()
+
+    assert child.nothing_left
+
+
+async def test_a_cancellation_during_the_sweep_does_not_stop_it(run):
+    """The leader has died by itself, and its group is being asked to end when the cancellation comes."""
+    code = f"import os\nif os.fork() == 0: os.execvp({reporter()[0]!r}, {reporter()!r})\nos.wait()"
+    child = run(*python(code), unload_timeout=GRACE)
+    async with child.under_way():
+        await child.said("up\n")
+        os.kill(child.process.pid, signal.SIGKILL)
+        await child.said("got 15\n")
+
+    assert child.nothing_left
+
+
+# ---- in the long run ----------------------------------------------------------------------------
+
+
+def open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def test_fifty_starts_and_stops_leave_no_trace(serve, run):
+    """No process, no zombie, no descriptor, no thread."""
+
+    async def once(number: int) -> None:
+        child = serve() if number % 10 == 0 else run("sleep", "1000")
+        child.on_ready = child.scope.cancel
+        await child.run()
+        assert child.upstreams
+        assert child.nothing_left
+
+    await once(0)
+    descriptors, threads = open_descriptors(), threading.active_count()
+    for number in range(50):
+        await once(number)
+
+    assert open_descriptors() == descriptors
+    assert threading.active_count() <= threads

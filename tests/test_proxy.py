@@ -1,0 +1,325 @@
+"""Requests through a daemon to real model servers: streaming, clients that leave, servers that die."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from functools import partial
+
+import h11
+import pytest
+import trio
+from children import MODEL_SERVER, free_port
+from daemons import (
+    at_once,
+    by_hand,
+    chat,
+    connect,
+    counts,
+    daemon,
+    eventually,
+    fetch,
+    is_running,
+    running,
+    scripted,
+    speakers,
+)
+
+CHAT = "/v1/chat/completions"
+# Of the clock, for what takes a hundredth of it: a client that left is noticed at once.
+NOTICED = 1.0
+SECRET = "s3cret"
+
+
+async def stream_of(port: int, model: str, **script: object) -> list[str]:
+    answer = await fetch(port, "POST", CHAT, chat(model, stream=True, **script))
+    assert answer.status == 200
+    return speakers(answer.body)
+
+
+async def answer_of(port: int, model: str, **script: object) -> str:
+    answer = await fetch(port, "POST", CHAT, chat(model, **script))
+    assert answer.status == 200
+    return answer.json()["model"]
+
+
+# ---- each request its own answer -------------------------------------------------------------
+
+
+async def test_five_models_on_one_port_answer_for_themselves():
+    """Five parallel requests for five models that share a port: each is answered by its own model."""
+    port, names = free_port(), list("abcde")
+    async with daemon({name: scripted(port=port) for name in names}) as served:
+        for _ in range(3):
+            assert await at_once(partial(answer_of, served.port, name) for name in names) == names
+
+
+async def test_interleaved_streams_of_two_models_are_complete():
+    """Four clients stream from two models in turn: no failure, and every chunk names its own model."""
+    async with daemon({"a": scripted(max_wait=0.05), "b": scripted(max_wait=0.05)}) as served:
+
+        async def client(number: int) -> None:
+            for turn in range(10):
+                model = "ab"[(number + turn) % 2]
+                assert await stream_of(served.port, model, chunks=8) == [model] * 8 + ["[DONE]"]
+
+        await at_once(partial(client, number) for number in range(4))
+
+
+async def test_pieces_are_passed_on_as_they_come():
+    """The client has each piece before the model server says the next: nothing is held back."""
+    async with by_hand() as server, daemon({"a": server}) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a"))
+        model = await server.accept()
+        while not isinstance(await model.next_event(), h11.EndOfMessage):
+            pass
+        await model.send(h11.Response(status_code=200, headers=[("content-type", "text/event-stream")]))
+        assert (await client.head()).status_code == 200
+        for number in range(5):
+            await model.send(h11.Data(data=b"data: %d\n\n" % number))
+            assert await client.piece() == b"data: %d\n\n" % number
+        await model.send(h11.EndOfMessage())
+        assert await client.piece() == b""
+        await model.stream.aclose()
+        await server.close()
+
+
+async def test_many_pieces_at_once_are_passed_on_whole():
+    """A client that reads a fast stream gets every byte of it, in order."""
+    async with daemon({"a": scripted()}) as served:
+        assert await stream_of(served.port, "a", chunks=5000) == ["a"] * 5000 + ["[DONE]"]
+
+
+async def test_a_large_body_arrives_whole():
+    """What the client uploads reaches the model server to the last byte."""
+    body = json.dumps({"model": "a", "padding": "x" * 5_000_000}).encode()
+    async with daemon({"a": scripted()}) as served:
+        answer = await fetch(served.port, "POST", CHAT, body)
+        assert answer.json()["bytes"] == len(body)
+
+
+# ---- clients that leave -----------------------------------------------------------------------
+
+BEHIND = {"nothing behind": b"", "junk behind": b"\0junk" * 1000}
+
+
+async def has(port: int, **wanted: int) -> bool:
+    found = await counts(port)
+    return all(found[key] == value for key, value in wanted.items())
+
+
+@pytest.mark.parametrize("behind", BEHIND)
+@pytest.mark.parametrize(
+    ("stream", "script"),
+    [(True, {"chunks": 10**6, "chunk_delay": 0.01}), (False, {"answer_delay": 1000})],
+    ids=["streaming", "waiting for the head"],
+)
+async def test_the_model_server_hears_that_the_client_left(behind, stream, script):
+    """Its connection is closed at once, and the request holds the model no longer (I9)."""
+    times = []
+    async with daemon({"a": scripted()}) as served:
+        await answer_of(served.port, "a")
+        for number in range(5):
+            async with await connect(served.port) as client:
+                await client.ask("POST", CHAT, chat("a", stream=stream, **script))
+                await client.stream.send_all(BEHIND[behind])
+                await eventually(partial(has, served.model_ports["a"], started=number + 2))
+                if stream:
+                    await client.piece_of_body()
+            times.append(await eventually(partial(has, served.model_ports["a"], aborted=number + 1)))
+            await eventually(partial(is_running, served.port, "a", serving=0, waiting=0))
+    assert statistics.median(times) < NOTICED
+
+
+async def test_a_client_that_left_the_queue_costs_nothing():
+    """A request that waited for its turn is forgotten, and its model is never started for it."""
+    async with daemon({"a": scripted(), "b": scripted()}) as served, await connect(served.port) as busy:
+        await busy.ask("POST", CHAT, chat("a", stream=True, chunks=10**6, chunk_delay=0.01))
+        assert (await busy.head()).status_code == 200
+        async with await connect(served.port) as client:
+            await client.ask("POST", CHAT, chat("b"))
+            await eventually(partial(is_running, served.port, "b", waiting=1))
+
+        async def forgotten() -> bool:
+            return (await running(served.port)).keys() == {"a"}
+
+        assert await eventually(forgotten) < NOTICED
+        assert await is_running(served.port, "a", serving=1)
+
+
+async def test_a_client_that_left_during_the_load_is_not_forwarded():
+    """Its request waits no longer; the model server becomes ready and never sees it."""
+    async with daemon({"a": scripted("--ready-delay", 0.5)}) as served:
+        async with await connect(served.port) as client:
+            await client.ask("POST", CHAT, chat("a"))
+            await eventually(partial(is_running, served.port, "a", state="starting", waiting=1))
+        assert await eventually(partial(is_running, served.port, "a", waiting=0)) < NOTICED
+        await eventually(partial(is_running, served.port, "a", state="ready", serving=0))
+        assert await counts(served.model_ports["a"]) == {"started": 0, "finished": 0, "aborted": 0}
+
+
+async def test_a_client_that_leaves_in_its_upload_is_forgotten():
+    """Half a body loads no model."""
+    async with daemon({"a": scripted()}) as served:
+        async with await connect(served.port) as client:
+            body = chat("a")
+            await client.stream.send_all(b"POST %s HTTP/1.1\r\nHost: x\r\n" % CHAT.encode())
+            await client.stream.send_all(b"Content-Length: %d\r\n\r\n" % (len(body) + 1) + body)
+        assert await running(served.port) == {}
+        assert await answer_of(served.port, "a") == "a"
+        assert (await counts(served.model_ports["a"]))["started"] == 1
+
+
+# ---- clients that do not read -------------------------------------------------------------------
+
+
+async def test_a_client_that_does_not_read_delays_a_swap_by_the_drain_timeout():
+    """The lease of a stalled client is taken back at the drain deadline, whatever its socket does (I10)."""
+    models = {"a": scripted(drain_timeout=0.5), "b": scripted(max_wait=0.2)}
+    async with daemon(models) as served, await connect(served.port, small_buffer=True) as stalled:
+        await stalled.ask("POST", CHAT, chat("a", stream=True, chunks=10**6, name="x" * 50_000))
+        assert (await stalled.head()).status_code == 200
+        begun = trio.current_time()
+        assert await answer_of(served.port, "b") == "b"
+        took = trio.current_time() - begun
+        assert 0.2 + 0.5 <= took < 10, "far less than the 30 s that a write may stall"
+        with pytest.raises(h11.RemoteProtocolError):
+            await stalled.rest()
+
+
+# ---- model servers that fail ----------------------------------------------------------------------
+
+
+def dies_until(attempt: int, counter) -> dict[str, object]:
+    """A model server that dies on a request in each start before the *attempt*th; *counter* gets a line for each."""
+    port = free_port()
+    code = (
+        "import os, sys; file = open(sys.argv[1], 'a+'); file.write('started\\n'); file.flush(); file.seek(0);"
+        f"flags = ['--die-on-request'] if len(file.readlines()) < {attempt} else [];"
+        "os.execv(sys.executable, [sys.executable, '-S', '-E', *sys.argv[2:], *flags])"
+    )
+    server = [str(MODEL_SERVER), "--port", str(port), "--name", "a"]
+    cmd = [sys.executable, "-S", "-E", "-c", code, str(counter), *server]
+    return {"cmd": cmd, "proxy": f"http://127.0.0.1:{port}"}
+
+
+async def test_a_server_that_died_before_its_first_byte_is_started_again(tmp_path):
+    """The request is sent once more to a fresh start, and the client never learns of it (I14)."""
+    async with daemon({"a": dies_until(2, tmp_path / "starts")}) as served:
+        assert await answer_of(served.port, "a") == "a"
+    assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+async def test_a_server_that_dies_again_is_a_502(tmp_path):
+    """One retry, not more: the answer is an error that says whose fault it was."""
+    async with daemon({"a": dies_until(99, tmp_path / "starts")}) as served:
+        answer = await fetch(served.port, "POST", CHAT, chat("a"))
+    assert answer.status == 502
+    assert answer.json()["error"]["code"] == "bad_gateway"
+    assert 'model "a" failed' in answer.json()["error"]["message"]
+    assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+async def test_many_requests_of_a_server_that_died_are_all_retried(tmp_path):
+    """Everybody who had no byte yet is served by the one fresh start."""
+    async with daemon({"a": dies_until(2, tmp_path / "starts")}) as served:
+        await fetch(served.port, "POST", "/api/models/load/a")
+        assert await at_once([partial(answer_of, served.port, "a")] * 5) == ["a"] * 5
+    assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+async def test_a_server_that_dies_in_a_stream_breaks_the_stream():
+    """What came is passed on, a clean end is not; the next request is served by a fresh start."""
+    async with daemon({"a": scripted()}) as served:
+        async with await connect(served.port) as client:
+            await client.ask("POST", CHAT, chat("a", stream=True, chunks=9, chunk_delay=0.01, die_mid_stream=2))
+            assert (await client.head()).status_code == 200
+            assert speakers(await client.piece() + await client.piece()) == ["a", "a"]
+            with pytest.raises(h11.RemoteProtocolError):
+                await client.piece()
+        assert await answer_of(served.port, "a") == "a"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["content-length", "chunked"])
+async def test_a_truncated_answer_has_no_clean_end(stream):
+    """Fewer bytes than were declared, or no last chunk: the client sees that too."""
+    async with daemon({"a": scripted()}) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a", stream=stream, truncate=True))
+        assert (await client.head()).status_code == 200
+        with pytest.raises(h11.RemoteProtocolError):
+            await client.rest()
+        assert await is_running(served.port, "a", state="ready")
+
+
+async def test_a_model_server_that_speaks_no_http_is_a_502():
+    """Nonsense from the model server becomes an error the client can read; it is not sent again to the same server."""
+    async with by_hand() as server, daemon({"a": server}) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a"))
+        async with await server.accept() as model:
+            await model.stream.send_all(b"\x15\x03\x01\x00\x02\x02\x0a not http\r\n\r\n")
+            answer = await client.answer()
+        await server.close()
+    assert answer.status == 502
+    assert "does not speak HTTP" in answer.json()["error"]["message"]
+
+
+# ---- headers ------------------------------------------------------------------------------------
+
+
+async def test_request_headers_travel_on():
+    """The client's address is appended to X-Forwarded-For; what concerns the connection only stays behind."""
+    sent = {
+        "authorization": "Bearer x",
+        "x-forwarded-for": "192.0.2.1",
+        "connection": "x-mine",
+        "x-mine": "1",
+        "te": "a",
+    }
+    async with daemon({"a": scripted()}) as served:
+        seen = (await fetch(served.port, "POST", CHAT, chat("a"), *sent.items())).json()["headers"]
+    assert seen["authorization"] == "Bearer x"
+    assert seen["x-forwarded-for"] == "192.0.2.1, 127.0.0.1"
+    assert seen["host"] == "test"
+    assert seen["content-length"] == str(len(chat("a")))
+    assert not {"connection", "x-mine", "te"} & seen.keys()
+
+
+async def test_response_headers_travel_back():
+    """Status and headers of the model server reach the client; hop-by-hop ones and a second date do not."""
+    fields = [
+        ("content-type", "text/event-stream"),
+        ("set-cookie", "a=1"),
+        ("set-cookie", "b=2"),
+        ("date", "Thu, 01 Jan 1970 00:00:00 GMT"),
+        ("keep-alive", "timeout=5"),
+        ("connection", "keep-alive, x-hop"),
+        ("x-hop", "1"),
+        ("x-request-id", "the model server's own"),
+    ]
+    async with by_hand() as server, daemon({"a": server}) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a"))
+        async with await server.accept() as model:
+            while not isinstance(await model.next_event(), h11.EndOfMessage):
+                pass
+            await model.send(h11.InformationalResponse(status_code=102, headers=[]))
+            await model.send(h11.Response(status_code=418, headers=fields))
+            await model.send(h11.EndOfMessage())
+            answer = await client.answer()
+        await server.close()
+    assert answer.status == 418
+    assert [value for name, value in answer.headers if name == "set-cookie"] == ["a=1", "b=2"]
+    assert answer["x-accel-buffering"] == "no"
+    assert answer["date"] is not None
+    assert not answer["date"].startswith("Thu, 01 Jan 1970")
+    assert answer["x-request-id"].startswith("req_")
+    assert not {"keep-alive", "x-hop"} & {name for name, _ in answer.headers}
+
+
+async def test_an_error_of_the_model_server_is_passed_on_as_it_is():
+    """Its status and body are its own; trioswap adds nothing and retries nothing."""
+    async with daemon({"a": scripted("--status", 429)}) as served:
+        answer = await fetch(served.port, "POST", CHAT, chat("a"))
+        assert answer.status == 429
+        assert answer.json()["error"]["message"] == "a says 429"
+        assert (await counts(served.model_ports["a"]))["started"] == 1
