@@ -48,7 +48,9 @@ def daemon() -> Iterator[tuple[str, int]]:
     """A real daemon with the servers above, one resident at a time; gives its host and port."""
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "trioswap.toml"
-        models = [f'[models."{name}"]\ncmd = {json.dumps(command(name, "${PORT}", f))}\n' for name, f in SERVERS.items()]
+        models = [
+            f'[models."{name}"]\ncmd = {json.dumps(command(name, "${PORT}", f))}\n' for name, f in SERVERS.items()
+        ]
         config.write_text('listen = "127.0.0.1:0"\n' + "\n".join(models))
         argv = [sys.executable, "-m", "trioswap", "serve", "-c", str(config), "--log-level", "error"]
         with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
@@ -140,12 +142,14 @@ def main() -> int:
             delays = ready_to_first_byte(address, model, "talks-200ms" if model != "talks-200ms" else "silent-200ms")
             median = statistics.median(delays)
             kept = kept and median <= PROMISE
-            print(f"  {model:14} {median * 1e3:6.1f} ms   (min {min(delays) * 1e3:.1f}, max {max(delays) * 1e3:.1f})")
+            low, high = min(delays) * 1e3, max(delays) * 1e3
+            print(f"  {model:14} {median * 1e3:6.1f} ms   (min {low:.1f}, max {high:.1f})")
         pair = ("talks-200ms", "silent-200ms")
-        through, by_hand = (statistics.median(f) for f in (swaps_through_daemon(address, pair), swaps_by_hand(pair)))
+        through, by_hand = map(statistics.median, (swaps_through_daemon(address, pair), swaps_by_hand(pair)))
     print(f"swap of two servers that need 200 ms, median of {ROUNDS}")
     print(f"  by hand        {by_hand * 1e3:6.1f} ms")
-    print(f"  through us     {through * 1e3:6.1f} ms   ratio {through / by_hand:.2f}, added {1e3 * (through - by_hand):.1f} ms")
+    added = 1e3 * (through - by_hand)
+    print(f"  through us     {through * 1e3:6.1f} ms   ratio {through / by_hand:.2f}, added {added:.1f} ms")
     return 0 if kept else 1
 
 

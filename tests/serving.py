@@ -16,12 +16,14 @@ import h2.config
 import h2.connection
 import h11
 import trio
+from hyperframe.frame import SettingsFrame
 
 from trioswap.server import HttpServer
 
 GUARD = 60  # seconds; only a test that hangs meets it
 LONG = 1000.0  # seconds; a time that no test lives through
 PIECE = bytes(2**16)
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SettingsFrame(0).serialize()
 
 
 # ---- the application ------------------------------------------------------------------
@@ -71,6 +73,13 @@ class App:
             pass
         self.left.set()
 
+    async def watched(self, receive, send):
+        """Answer, and stop at once when the client has left or needs no more."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.hello, receive, send)
+            await self.listen(receive, send)
+            nursery.cancel_scope.cancel()
+
     async def flood(self, receive, send):
         """Send for ever; leave when the client does."""
         async with trio.open_nursery() as nursery:
@@ -83,6 +92,15 @@ class App:
         while True:
             await body(send, PIECE)
             self.sent += 1
+
+    async def hurried(self, receive, send):
+        """Cancel the sending of something large, and end the answer with something small."""
+        await start(send)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(body, send, PIECE * 256)
+            await self.release.wait()
+            nursery.cancel_scope.cancel()
+        await body(send, b"end", more=False)
 
     async def deaf(self, receive, send):
         """Send much, without a look at what the client does."""
@@ -155,20 +173,28 @@ async def serving(app, **options):
     with trio.fail_after(GUARD):
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
         served = Served(HttpServer(app, **options), listeners[0].socket.getsockname()[1], trio.CancelScope())
-        try:
+        async with trio.open_nursery() as clients:
+            clients.start_soon(close_in_the_end, served.streams)
             async with trio.open_nursery() as nursery:
                 await nursery.start(partial(run, served, listeners))
                 yield served
                 served.server.begin_shutdown()
-        finally:
-            for stream in served.streams:
-                stream.socket.close()
+            clients.cancel_scope.cancel()
         assert served.server.open_connections == 0
 
 
 async def run(served, listeners, *, task_status):
     with served.running:
         await served.server.run(listeners, task_status=task_status)
+
+
+async def close_in_the_end(streams):
+    """Close what the clients left open, also to end what a defect of the server shields from `GUARD`."""
+    try:
+        await trio.sleep_forever()
+    finally:
+        for stream in streams:
+            stream.socket.close()
 
 
 async def until(condition):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import h2.events
@@ -22,7 +23,7 @@ from daemons import (
     running,
     scripted,
 )
-from test_server import Client2
+from serving import Client2
 
 from trioswap.app import MODEL_ROUTES, PREFIXES, ROUTES
 from trioswap.logs import CAPACITY
@@ -316,14 +317,17 @@ async def test_who_waits_for_an_unloaded_model_is_told():
         assert (await fetch(served.port, "POST", "/api/models/unload/a")).status == 200
 
 
-async def test_an_operator_who_leaves_stops_nothing():
-    """A client that hangs up on its load request: the waiting ends, the daemon goes on."""
+async def test_an_operator_who_leaves_stops_nothing(caplog):
+    """A client hangs up on its load request: the waiting ends, the daemon goes on, the log says who ended it."""
+    caplog.set_level(logging.INFO, "trioswap.app")
     async with daemon({"a": scripted("--ready-delay", 0.3)}) as served:
         async with await connect(served.port) as client:
             await client.ask("POST", "/api/models/load/a")
             await eventually(partial(is_running, served.port, "a", waiting=1))
         await eventually(partial(is_running, served.port, "a", waiting=0))
         await eventually(partial(is_running, served.port, "a", state="ready", serving=0))
+    [line] = [record.message for record in caplog.records if "path=/api/models/load/a" in record.message]
+    assert "status=499" in line
 
 
 # ---- /upstream/ ------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from daemons import (
     speakers,
     write_config,
 )
-from test_server import HOSTILE, provoke
+from test_server_hostile import HOSTILE, provoke
 
 from trioswap import proctree
 from trioswap.daemon import CannotListen, open_listeners

@@ -262,5 +262,9 @@ def test_a_seeded_bug_of_the_shell_is_caught(bug, monkeypatch):
     bug(monkeypatch)
 
     with pytest.raises((AssertionError, KeyError, BaseExceptionGroup, trio.TooSlowError)):
-        for seed in range(100):
-            run_race(seed)
+        run_races(100)
+
+
+def run_races(count: int) -> None:
+    for seed in range(count):
+        run_race(seed)

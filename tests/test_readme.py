@@ -91,4 +91,5 @@ def test_the_unit_is_valid(tmp_path):
     unit.write_text(UNIT.read_text().replace("/opt/trioswap/bin/trioswap", sys.executable))
     done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, check=False)
 
-    assert (done.returncode, done.stderr) == (0, "")
+    # It also speaks of the machine's own units.
+    assert [line for line in done.stderr.splitlines() if UNIT.stem in line] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import h2.errors
 import h2.events
 import pytest
+import trio
 from serving import LONG, App, read_to_end, serving, until
 
 
@@ -71,6 +72,17 @@ async def test_a_shut_window_resets_the_stream():
         client.parser.increment_flow_control_window(65535)
         hello = await client.ask("/hello")
         await client.expect(h2.events.StreamEnded, hello)
+        await client.stream.aclose()
+
+
+async def test_a_shut_window_stops_the_application():
+    """What the client does not take is not kept for it without end: the application's send waits."""
+    app = App()
+    async with serving(app) as served:
+        client, _ = await flooded2(served, app)
+        for _ in range(500):
+            await trio.lowlevel.checkpoint()
+        assert app.sent <= 2
         await client.stream.aclose()
 
 

@@ -95,8 +95,8 @@ class BoundedStream(trio.abc.HalfCloseableStream):
             raise trio.BrokenResourceError("the client stopped reading")
 
     async def _send(self, data: memoryview, stall: trio.CancelScope) -> None:
-        if self.socket.fileno() == -1:
-            raise trio.ClosedResourceError("the socket was closed")
+        if self.socket.fileno() == -1 or self.socket.did_shutdown_SHUT_WR:
+            raise trio.ClosedResourceError("the socket was closed, for sending at least")
         if not data:
             await trio.lowlevel.checkpoint()
         while data:
@@ -176,8 +176,6 @@ class Inbox:
     _messages: deque[Message] = attrs.field(factory=deque)
     _end: Message | None = None
     """The disconnect message, once the stream is over."""
-    _abandoned: bool = False
-    """The application has returned."""
     _news: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     _room: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
@@ -191,9 +189,9 @@ class Inbox:
         if message["type"] in {"http.disconnect", "websocket.disconnect"}:
             self._finish(message)
             return
-        while len(self._messages) >= self.limit and self._takes_more:
+        while len(self._messages) >= self.limit and self._end is None:
             await self._room.park()
-        if self._takes_more:
+        if self._end is None:
             self._messages.append(message)
             self._news.unpark()
 
@@ -206,15 +204,6 @@ class Inbox:
             return self._end
         self._room.unpark()
         return self._messages.popleft()
-
-    def abandon(self) -> None:
-        """Nobody reads any more: take and drop everything."""
-        self._abandoned = True
-        self._room.unpark_all()
-
-    @property
-    def _takes_more(self) -> bool:
-        return self._end is None and not self._abandoned
 
     def _finish(self, message: Message) -> None:
         if self._end is None:

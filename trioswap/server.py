@@ -39,6 +39,7 @@ from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, H2Protocol  # noqa: TID251
 from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError, H11Protocol  # noqa: TID251
 from hypercorn.protocol.http_stream import HTTPStream  # noqa: TID251
 from hypercorn.trio.task_group import TaskGroup  # noqa: TID251
+from hypercorn.trio.tcp_server import TCPServer  # noqa: TID251
 from hypercorn.trio.worker_context import EventWrapper, WorkerContext  # noqa: TID251
 from hypercorn.typing import AppWrapper, ASGIReceiveEvent, ASGISendEvent, ConnectionState, Scope  # noqa: TID251
 from hypercorn.utils import parse_socket_addr  # noqa: TID251
@@ -94,7 +95,6 @@ class Applications(TaskGroup):
             await app(scope, inbox.get, send_and_yield, trio.to_thread.run_sync, trio.from_thread.run)
         except* Exception:
             logger.exception("the application failed on %s", scope.get("path"))
-        inbox.abandon()
         del self._inboxes[inbox]
         await send(None)  # Hypercorn's "the application has returned": answers 500, or ends what was cut short
 
@@ -226,8 +226,8 @@ class Protocol(ProtocolWrapper):
             await self.protocol.handle(RawData(data))
 
 
-class Connection:
-    """One client's connection, from the first byte until its last application call has ended."""
+class Connection(TCPServer):
+    """Hypercorn's TCPServer for one client, from the first byte until its last application call has ended."""
 
     # Two tasks read.  One takes bytes from the socket, the other feeds them to the parser, which
     # may wait as long as the application does.  What the parser waits for is never known from
@@ -235,17 +235,20 @@ class Connection:
     # Both live in the scope `_reading`, whose deadline is the idle timeout: moved to infinity while
     # a request is served, and to now when the shutdown finds the connection idle.
 
+    protocol: Protocol
+    stream: BoundedStream  # type: ignore[assignment]
+    state: ConnectionState
+
     def __init__(
         self, app: AppWrapper, config: Config, context: Context, stream: BoundedStream, keep_alive: float
     ) -> None:
         """Raises OSError if the client is gone already."""
+        super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type] # takes any
         self.client = parse_socket_addr(stream.socket.family, stream.socket.getpeername())
         self.idle = True
         self._server = parse_socket_addr(stream.socket.family, stream.socket.getsockname())
-        self._app, self._config, self._context = app, config, context
-        self._stream, self._keep_alive = stream, keep_alive
+        self._keep_alive = keep_alive
         self._applications = Applications()
-        self._sending = trio.Lock()
         self._reading = trio.CancelScope()
         self._ahead = ReadAhead(READ_AHEAD)
 
@@ -255,35 +258,35 @@ class Connection:
         Raises whatever Hypercorn's protocols raise.
         """
         async with self._applications:
-            shared = (self._app, self._config, self._context, self._applications, ConnectionState({}))
-            self._protocol = Protocol(*shared, False, self.client, self._server, self._send, "http/1.1")
+            shared = (self.app, self.config, self.context, self._applications, self.state)
+            self.protocol = Protocol(*shared, False, self.client, self._server, self.protocol_send, "http/1.1")
             self.set_idle(True)
             with self._reading:
-                await self._read()
-            await self._protocol.handle(Closed())
+                await self._read_data()
+            await self.protocol.handle(Closed())
             await self._applications.disconnect()
-        if self._protocol.uploading:
+        if self.protocol.uploading:
             # Closed while the client still sends, the connection would be reset, and the answer that tells
             # it to stop could be lost with that (RFC 9112, 9.6).
-            await self._stream.discard_input()
+            await self.stream.discard_input()
 
     def set_idle(self, idle: bool) -> None:
         """Let the idle timeout run, or stop it; it is over at once when shutdown has begun."""
         self.idle = idle
-        keep_alive = 0 if self._context.terminated.is_set() else self._keep_alive
+        keep_alive = 0 if self.context.terminated.is_set() else self._keep_alive
         self._reading.deadline = trio.current_time() + keep_alive if idle else math.inf
 
-    async def _read(self) -> None:
+    async def _read_data(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._parse)
-            await self._ahead.fill(self._stream)
+            await self._ahead.fill(self.stream)
             nursery.cancel_scope.cancel(reason="the client sends no more")
 
     async def _parse(self) -> None:
         while True:
-            await self._protocol.handle(RawData(await self._ahead.take()))
+            await self.protocol.handle(RawData(await self._ahead.take()))
 
-    async def _send(self, event: Event) -> None:
+    async def protocol_send(self, event: Event) -> None:
         """Do what the protocol wants."""
         match event:
             case RawData():
@@ -294,9 +297,9 @@ class Connection:
                 # Shielded, because the application hears of the end before we do, and may cancel its sending
                 # task, which is the one that is here; bounded, because every write that holds the lock is.
                 with trio.CancelScope(shield=True):
-                    async with self._sending:  # behind everything that waits to be written
+                    async with self.send_lock:  # behind everything that waits to be written
                         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                            await self._stream.send_eof()
+                            await self.stream.send_eof()
                 await self._end("the protocol is done")
 
     async def _write(self, data: bytes) -> None:
@@ -305,15 +308,15 @@ class Connection:
         # Shielded, or half a frame could be followed by another; bounded by the stream's patience.
         # The lock too: an HTTP/2 header block that is dropped here would spoil all that follow.
         with trio.CancelScope(shield=True):
-            async with self._sending:
+            async with self.send_lock:
                 try:
-                    await self._stream.send_all(data)
+                    await self.stream.send_all(data)
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     await self._end("the client takes no more")
 
     async def _end(self, reason: str) -> None:
         self._reading.cancel(reason=reason)
-        await self._protocol.handle(Closed())
+        await self.protocol.handle(Closed())
 
 
 @attrs.define(eq=False, repr=False)
@@ -364,13 +367,10 @@ class HttpServer:
         async with trio.open_nursery() as guard:
             guard.start_soon(self._context.patience.end_when_cancelled, self.shutdown_write_stall)
             async with trio.open_nursery() as connections:
-                try:
-                    with self._accepting:
-                        await trio.serve_listeners(
-                            self._serve, list(listeners), handler_nursery=connections, task_status=task_status
-                        )
-                finally:
-                    self.begin_shutdown()
+                with self._accepting:
+                    await trio.serve_listeners(
+                        self._serve, list(listeners), handler_nursery=connections, task_status=task_status
+                    )
             guard.cancel_scope.cancel(reason="all connections have ended")
 
     def begin_shutdown(self) -> None:
