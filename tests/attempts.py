@@ -116,7 +116,7 @@ class Attempt(Trial):
     @property
     def nothing_left(self) -> bool:
         """No process of the attempt is alive, and none is a zombie."""
-        return not self.family and (self.process.pid is None or _is_reaped(self.process.pid))
+        return not self.family and (self.process.pid is None or is_reaped(self.process.pid))
 
 
 def attempt(
@@ -131,7 +131,8 @@ def attempt(
     )
 
 
-def _is_reaped(pid: int) -> bool:
+def is_reaped(pid: int) -> bool:
+    """Whether the pid is no child of ours, not even a dead one."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -1,15 +1,16 @@
 """The shell under thousands of seeded schedules, the invariants checked after every single task step.
 
 A seed decides everything: the groups, who arrives when, how long it stays, who leaves
-early, crashes, failing starts, unloads, the time to live, the shutdown, how often a
-fake yields where the kernel would make real code wait, and in which order Trio runs
-tasks that are ready.  So any failure replays: `pytest -m races --race-seed N --race-count 1`.
+early, crashes, failing starts, unkillable processes, unloads, the time to live, the
+shutdown, how often a fake yields where the kernel would make real code wait, and in
+which order Trio runs tasks that are ready.  So any failure replays: `pytest -m races --race-seed N --race-count 1`.
 """
 
 from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import suppress
 
 import attrs
 import pytest
@@ -18,7 +19,7 @@ from fakes import Script, make_group
 from trio.testing import MockClock
 
 from trioswap.config import GroupConfig
-from trioswap.errors import ModelError, ShuttingDown
+from trioswap.errors import ModelError, ModelStuck, ShuttingDown
 from trioswap.group import SwapGroup
 from trioswap.inflight import InFlight
 from trioswap.lifecycle import OCCUPIED, State
@@ -101,20 +102,27 @@ class Race(trio.abc.Instrument):
             return type(exc).__name__
 
     async def _troublemaker(self) -> None:
-        """Crash, unload, or make starts fail, once, at some time."""
+        """Crash, unload, make starts fail or processes unkillable, once, at some time."""
         rng = self.rng
         await trio.sleep(rng.uniform(0, 70))
-        match rng.randrange(3):
+        match rng.randrange(4):
             case 0:
                 for process in list(self.script.alive.values()):
                     process.crash()
             case 1:
-                with trio.move_on_after(rng.choice([PATIENCE, 1.0])):
+                with trio.move_on_after(rng.choice([PATIENCE, 1.0])), suppress(ModelStuck):
                     await self.group.unload(tuple(rng.sample(sorted(self.group.models), 1 + rng.randrange(2))))
             case 2:
                 self.script.fails = True
                 await trio.sleep(rng.uniform(0, 20))
                 self.script.fails = False
+            case 3:
+                self.script.stays_stuck = True
+                await trio.sleep(rng.uniform(0, 20))
+                self.script.stays_stuck = False
+                for process in self.script.alive.values():
+                    if process.stuck:
+                        process.die_after_all()
 
     async def _shut_down(self) -> None:
         """Sometimes with a request on board; run() must end by itself, and soon."""

@@ -23,6 +23,7 @@ from trioswap.messages import (
     GotStuck,
     Grant,
     Left,
+    Policy,
     Reject,
     ShutdownBegan,
     Start,
@@ -32,7 +33,7 @@ from trioswap.messages import (
     WokeUp,
 )
 from trioswap.residency import Groups
-from trioswap.scheduler import Policy, Scheduler
+from trioswap.scheduler import Scheduler
 
 DEFAULT = (GroupConfig("(default)", ("a", "b")),)
 THREE = (GroupConfig("(default)", ("a", "b", "c")),)

@@ -30,6 +30,7 @@ from trioswap.messages import (
     GotStuck,
     Grant,
     Left,
+    Policy,
     Reject,
     ShutdownBegan,
     Start,
@@ -39,7 +40,7 @@ from trioswap.messages import (
     WokeUp,
 )
 from trioswap.residency import Groups
-from trioswap.scheduler import Policy, Scheduler
+from trioswap.scheduler import Scheduler
 
 MAX_WAIT = 2  # units of time; enough to be before, at and after the limit
 TTL = 2
@@ -108,7 +109,7 @@ class World:
         for name, run in self.runs.items():
             if self.limits.crashes and not run.stopping:
                 yield Ended(name, run.attempt, None if run.ready else StartFailed(name, "crash"))
-            if self.limits.stuck and run.stopping and not run.stuck:
+            if self.limits.stuck and not run.stuck:
                 yield GotStuck(name, run.attempt)
         if self.limits.unloads and not self.closing:
             for name in self.core._models:
@@ -187,8 +188,10 @@ class World:
                 del self.swaps[attempt]
             case BecameReady(name, _):
                 self.runs[name].ready = True
-            case GotStuck(name, _):
-                self.runs[name].stuck = True
+            case GotStuck(name, _):  # told to stop, or ended by itself
+                self.runs[name].stuck = self.runs[name].stopping = True
+                for ticket in [t for t, m in self.serving.items() if m == name]:
+                    del self.serving[ticket]
             case Ended(name, attempt, _):
                 assert self.runs.pop(name).attempt == attempt
                 self.drains.discard((name, attempt))  # what it would still say is stale: `stale_events`

@@ -182,9 +182,8 @@ class ModelStuck(ModelError):
     retry_after = 60
 
     def __init__(self, model: str, stuck: str) -> None:
-        super().__init__(
-            model, f'model "{model}" cannot start: the process of "{stuck}" survived SIGKILL and still holds its memory'
-        )
+        what = "" if model == stuck else f'model "{model}" cannot start: '
+        super().__init__(model, f'{what}the process of model "{stuck}" survived SIGKILL and still holds its memory')
 
 
 class LeaseCut(ModelError):

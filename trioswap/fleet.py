@@ -11,9 +11,9 @@ import trio
 from trioswap.config import Config, ModelConfig
 from trioswap.errors import ModelStuck
 from trioswap.group import Lease, SwapGroup
+from trioswap.messages import ModelView
 from trioswap.process import Supervised
 from trioswap.residency import Groups, swap_domains
-from trioswap.scheduler import ModelView
 
 Supervise = Callable[[ModelConfig, int], Supervised]
 

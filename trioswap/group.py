@@ -41,6 +41,8 @@ from trioswap.messages import (
     GotStuck,
     Grant,
     Left,
+    ModelView,
+    Policy,
     Reject,
     ShutdownBegan,
     Start,
@@ -51,7 +53,7 @@ from trioswap.messages import (
 )
 from trioswap.process import Supervised
 from trioswap.residency import Residency
-from trioswap.scheduler import ModelView, Policy, Scheduler
+from trioswap.scheduler import Scheduler
 from trioswap.upstream import Upstream
 
 logger = logging.getLogger(__name__)

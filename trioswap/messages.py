@@ -8,6 +8,7 @@ from __future__ import annotations
 import attrs
 
 from trioswap.errors import StartFailed, TrioswapError
+from trioswap.lifecycle import State
 
 # ---- events --------------------------------------------------------------------------------
 
@@ -151,3 +152,25 @@ class Stop:
 
 
 Command = Grant | Reject | Swap | AbandonSwap | Drain | Start | Stop
+
+
+# ---- what goes in before, and what can be seen ----------------------------------------------
+
+
+@attrs.frozen
+class Policy:
+    """What the scheduler must know of one model."""
+
+    max_wait: float
+    ttl: float | None = None
+
+
+@attrs.frozen
+class ModelView:
+    """One model as others may see it."""
+
+    name: str
+    state: State
+    attempt: int
+    leases: int
+    waiting: int

@@ -45,6 +45,8 @@ from trioswap.messages import (
     GotStuck,
     Grant,
     Left,
+    ModelView,
+    Policy,
     Reject,
     ShutdownBegan,
     Start,
@@ -54,26 +56,6 @@ from trioswap.messages import (
     WokeUp,
 )
 from trioswap.residency import Residency
-
-
-@attrs.frozen
-class Policy:
-    """What the scheduler must know of one model."""
-
-    max_wait: float
-    ttl: float | None = None
-
-
-@attrs.frozen
-class ModelView:
-    """One model as others may see it."""
-
-    name: str
-    state: State
-    attempt: int
-    leases: int
-    waiting: int
-
 
 # ---- what it remembers ----------------------------------------------------------------------
 
@@ -267,19 +249,24 @@ class Scheduler:
         self._clear_when_drained()
 
     def _got_stuck(self, model: _Model, attempt: int) -> None:
-        if model.attempt != attempt or model.state is not State.STOPPING:
+        if model.attempt != attempt or model.state is State.STOPPED:
             return
+        if model.state is not State.STOPPING:  # it ended by itself, and left something that does not
+            self._begin_stop(model)
         model.stuck = True
         swap = self._swap
         if swap is not None and (model in swap.victims or model is swap.target):
             self._abandon(f"the process of {model.name} survived SIGKILL")
 
     def _stop(self, model: _Model, reason: str) -> None:
+        self._begin_stop(model)
+        self._out.append(Stop(model.name, model.attempt, reason))
+
+    def _begin_stop(self, model: _Model) -> None:
         if model.state in (State.READY, State.DRAINING):
             model.out_at = self._now
         self._forget_leases(model)
         model.move(lifecycle.Event.STOP)
-        self._out.append(Stop(model.name, model.attempt, reason))
 
     def _forget_leases(self, model: _Model) -> None:
         for ticket in model.leases:

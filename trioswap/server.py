@@ -309,10 +309,10 @@ class Connection(TCPServer):
         # The lock too: an HTTP/2 header block that is dropped here would spoil all that follow.
         with trio.CancelScope(shield=True):
             async with self.send_lock:
-                try:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                     await self.stream.send_all(data)
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    await self._end("the client takes no more")
+                    return
+        await self._end("the client takes no more")
 
     async def _end(self, reason: str) -> None:
         self._reading.cancel(reason=reason)
