@@ -175,8 +175,6 @@ class ModelProcess:
     async def _serve(self, child: trio.Process, task_status: ReadyReport) -> StartFailed | None:
         failure = await self._wait_ready(child)
         if failure is None:
-            # A nursery that closes keeps a cancellation to itself, and who was cancelled must not report readiness.
-            await trio.lowlevel.checkpoint_if_cancelled()
             task_status.started(Upstream(self.spec.name, self.spec.proxy))
             code = await child.wait()
             logger.warning(
