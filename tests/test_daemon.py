@@ -315,7 +315,7 @@ def held() -> tuple[int, int, int]:
 async def one_of_many(port: int, number: int) -> None:
     """A request that is answered, refused, or left in one of several stages."""
     model = "ab"[number % 2]
-    match number % 8:
+    match number % 9:
         case 0 | 1:
             assert (await fetch(port, "POST", CHAT, chat(model))).status == 200
         case 2:
@@ -325,16 +325,18 @@ async def one_of_many(port: int, number: int) -> None:
         case 4:
             assert (await fetch(port, "GET", f"/upstream/{model}/x")).status == 200
         case 5:
-            await leave(port, chat(model, stream=True, chunks=10**6, chunk_delay=0.001), after_head=True)
+            await leave(port, "POST", CHAT, chat(model, stream=True, chunks=10**6, chunk_delay=0.001), after_head=True)
         case 6:
-            await leave(port, chat(model, answer_delay=1000), after_head=False)
+            await leave(port, "POST", CHAT, chat(model, answer_delay=1000), after_head=False)
         case 7:
-            await fetch(port, "POST", CHAT, chat(model, truncate=True, stream=False, chunks=1, status=500))
+            assert (await fetch(port, "POST", CHAT, chat(model, status=500))).status == 500
+        case 8:
+            await leave(port, "GET", f"/logs/stream/{model}?no-history", b"", after_head=True)
 
 
-async def leave(port: int, body: bytes, *, after_head: bool) -> None:
+async def leave(port: int, method: str, target: str, body: bytes, *, after_head: bool) -> None:
     async with await connect(port) as client:
-        await client.ask("POST", CHAT, body)
+        await client.ask(method, target, body)
         if after_head:
             await client.head()
 
