@@ -31,6 +31,8 @@ class Trial:
     """Called in the very step that reports readiness."""
     upstreams: list[Upstream] = attrs.field(factory=list)
     """What was reported, each time it was."""
+    deaths: int = 0
+    """How often it was reported to have ended by itself."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     result: StartFailed | None = None
     _settled: trio.Event = attrs.field(factory=trio.Event)
@@ -40,6 +42,9 @@ class Trial:
         self.upstreams.append(value)
         self._settled.set()
         self.on_ready()
+
+    def died(self) -> None:
+        self.deaths += 1
 
     async def run(self) -> StartFailed | None:
         """Run the process to its end, or until the scope is cancelled."""

@@ -11,7 +11,7 @@ import trio
 from trioswap.config import GroupConfig, ModelConfig
 from trioswap.errors import StartFailed, UpstreamFailed
 from trioswap.group import SwapGroup
-from trioswap.process import ReadyReport
+from trioswap.process import Report
 from trioswap.residency import Groups
 
 
@@ -39,6 +39,8 @@ class Script:
 
     load: float = 5.0
     stop: float = 2.0
+    sweep: float = 0.0
+    """How long what a dead server left lives on."""
     fails: bool = False
     stays_stuck: bool = False
     rng: random.Random | None = None
@@ -80,7 +82,7 @@ class FakeProcess:
         """End a process that was stuck."""
         self._gone.set()
 
-    async def run(self, *, task_status: ReadyReport) -> StartFailed | None:
+    async def run(self, *, task_status: Report) -> StartFailed | None:
         script, name = self.script, self.spec.name
         await script.dither()
         assert name not in script.alive, f"two processes of {name}"
@@ -96,6 +98,9 @@ class FakeProcess:
             self.upstream = FakeUpstream(name)
             task_status.started(self.upstream)
             await self._crash.wait()
+            self.upstream.alive = False
+            task_status.died()
+            await trio.sleep(self.script.sweep)
             return None
         finally:
             with trio.CancelScope(shield=True):

@@ -187,7 +187,10 @@ async def test_closed_stdout_and_stderr(tmp_path):
             with trio.fail_after(PATIENCE):
                 assert await process.wait() == 0
         finally:
-            process.kill()
+            # Not killed, or its model server would be left; shielded, or a failed test would leave both.
+            process.terminate()
+            with trio.move_on_after(PATIENCE, shield=True):
+                await process.wait()
 
 
 def standard_streams(pid: int) -> list[Path]:

@@ -313,6 +313,38 @@ async def test_a_crash_frees_the_place(script, nursery, autojump_clock):
     nursery.cancel_scope.cancel()
 
 
+async def test_what_a_dead_server_left_is_granted_to_nobody(script, nursery, autojump_clock):
+    """From the death to the end of the sweep requests wait, and a fresh start serves them."""
+    script.sweep = 8.0
+    group = make_group(script)
+    await nursery.start(group.run)
+    async with group.lease("a") as lease:
+        script.alive["a"].crash()
+        await wait_all_tasks_blocked()
+        assert lease.dead.is_set()
+        assert state_of(group, "a") is State.STOPPING
+        begun = trio.current_time()
+
+        assert await use(group, "a", 0, script) == "a"
+    assert trio.current_time() - begun == script.sweep + script.load
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_swap_does_not_wait_for_who_reads_from_the_dead(script, nursery, autojump_clock):
+    """A lease on a dead server that is still held (by a client that does not read) delays no drain."""
+    group = make_group(script, max_wait=10.0)
+    await nursery.start(group.run)
+    async with group.lease("a"):
+        nursery.start_soon(use, group, "b", 0, script)
+        await trio.sleep(20)
+        assert state_of(group, "a") is State.DRAINING
+        script.alive["a"].crash()
+        await trio.sleep(20)
+
+        assert script.alive.keys() == {"b"}
+    nursery.cancel_scope.cancel()
+
+
 async def test_a_stuck_process_keeps_its_token_and_blocks_nobody_for_ever(script, nursery, autojump_clock):
     """Who needs its room is told; when it ends after all the place is free again (I6, I7)."""
     group = make_group(script)

@@ -222,6 +222,14 @@ async def test_a_server_that_died_before_its_first_byte_is_started_again(tmp_pat
     assert (tmp_path / "starts").read_text() == "started\n" * 2
 
 
+async def test_the_family_that_a_dead_server_leaves_delays_the_retry_and_spoils_it_not(tmp_path):
+    """Its group member ignores SIGTERM, so the sweep lasts longer than a proxy waits for the news of a death."""
+    dead = dies_until(2, tmp_path / "starts", "--die-on-request", "--fork")
+    async with daemon({"a": {**dead, "unload_timeout": 3.0}}) as served:
+        assert await answer_of(served.port, "a") == "a"
+    assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
 async def test_a_server_that_dies_again_is_a_502(tmp_path):
     """One retry, not more: the answer is an error that says whose fault it was."""
     async with daemon({"a": dies_until(99, tmp_path / "starts")}) as served:

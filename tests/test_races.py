@@ -57,7 +57,9 @@ class Race(trio.abc.Instrument):
     async def main(self) -> None:
         """Everything that happens in this race."""
         rng = self.rng
-        self.script = Script(load=rng.uniform(0, 10), stop=rng.uniform(0, 5), rng=rng, on_spawn=self._on_spawn)
+        self.script = Script(
+            load=rng.uniform(0, 10), stop=rng.uniform(0, 5), sweep=rng.choice([0, 8]), rng=rng, on_spawn=self._on_spawn
+        )
         self.group = make_group(
             self.script,
             *rng.choice(DOMAINS),

@@ -134,6 +134,7 @@ async def test_cancelled_while_serving_it_ends_when_the_process_is_gone(bench):
     assert trial.scope.cancelled_caught
     assert not bench.exists(trial)
     assert not trial.process.stuck
+    assert trial.deaths == 0
 
 
 async def test_cancelled_while_loading_it_never_reports(bench):
@@ -182,18 +183,19 @@ async def test_a_death_while_loading_is_a_failed_start(bench):
         assert await trial.wait_over() is not None
 
     assert trial.upstreams == []
+    assert trial.deaths == 0
     assert not bench.exists(trial)
 
 
 async def test_a_death_while_serving_is_no_failed_start(bench):
-    """`run` returns None by itself, and nothing exists afterwards."""
+    """It is reported once, `run` returns None by itself, and nothing exists afterwards."""
     trial = bench.make("quick")
     async with trial.under_way():
         await trial.wait_ready()
         bench.crash(trial)
         assert await trial.wait_over() is None
 
-    assert len(trial.upstreams) == 1
+    assert len(trial.upstreams) == trial.deaths == 1
     assert not bench.exists(trial)
     assert not trial.process.stuck
 

@@ -23,6 +23,7 @@ from trioswap.messages import (
     BecameReady,
     Cleared,
     Command,
+    Died,
     Drain,
     Drained,
     Ended,
@@ -109,6 +110,8 @@ class World:
         for name, run in self.runs.items():
             if self.limits.crashes and not run.stopping:
                 yield Ended(name, run.attempt, None if run.ready else StartFailed(name, "crash"))
+            if self.limits.crashes and run.ready and not run.stopping:
+                yield Died(name, run.attempt)
             if self.limits.stuck and not run.stuck:
                 yield GotStuck(name, run.attempt)
         if self.limits.unloads and not self.closing:
@@ -188,8 +191,9 @@ class World:
                 del self.swaps[attempt]
             case BecameReady(name, _):
                 self.runs[name].ready = True
-            case GotStuck(name, _):  # told to stop, or ended by itself
-                self.runs[name].stuck = self.runs[name].stopping = True
+            case Died(name, _) | GotStuck(name, _):
+                self.runs[name].stopping = True
+                self.runs[name].stuck = isinstance(event, GotStuck)
                 for ticket in [t for t, m in self.serving.items() if m == name]:
                     del self.serving[ticket]
             case Ended(name, attempt, _):
@@ -360,5 +364,12 @@ def stale_events(world: World) -> list[Event]:
     return [
         news
         for name in world.core._models
-        for news in (Drained(name, -1), BecameReady(name, -1), Ended(name, -1), GotStuck(name, -1), Cleared(-1))
+        for news in (
+            Drained(name, -1),
+            BecameReady(name, -1),
+            Ended(name, -1),
+            Died(name, -1),
+            GotStuck(name, -1),
+            Cleared(-1),
+        )
     ]

@@ -34,6 +34,7 @@ from trioswap.messages import (
     BecameReady,
     Cleared,
     Command,
+    Died,
     Drain,
     Drained,
     Ended,
@@ -74,6 +75,8 @@ class Run:
     stuck: bool = False
     upstream: Upstream | None = None
     """The way to the server; None until it is ready."""
+    dead: trio.Event = attrs.field(factory=trio.Event)
+    """Its server has ended, however it came to that; what it left may still be swept."""
     settled: trio.Event = attrs.field(factory=trio.Event)
     """It is ready, or over."""
     over: trio.Event = attrs.field(factory=trio.Event)
@@ -87,8 +90,8 @@ class Lease:
     model: str
     attempt: int
     upstream: Upstream
-    over: trio.Event
-    """The attempt is over: what a server that died has set a moment later."""
+    dead: trio.Event
+    """The server has ended: what one that died has set a moment later."""
 
 
 @attrs.define(eq=False)
@@ -219,7 +222,7 @@ class SwapGroup:
                 answer, run = self._answers[ticket], self._runs[model]
                 assert run.upstream is not None, "only a ready model is granted"
                 self.inflight.enter(run.attempt, ticket, answer.entry)
-                answer.lease = Lease(model, run.attempt, run.upstream, run.over)
+                answer.lease = Lease(model, run.attempt, run.upstream, run.dead)
                 answer.given.set()
             case Reject(ticket, error):
                 self._answers[ticket].error = error
@@ -257,14 +260,21 @@ class SwapGroup:
         """Wait until nothing is in flight on *run*; after *timeout* seconds cut what is left."""
         name = run.spec.name
         with trio.move_on_after(math.inf if timeout is None else timeout) as late:
-            await self.inflight.wait_idle(run.attempt)
+            await self._wait_idle(run)
         if late.cancelled_caught:
             why = f"it was still running {timeout:g} s after its model was to stop ({why})"
             count = self.inflight.cut(run.attempt, why)
             logger.warning("drain deadline cuts requests model=%s count=%d", name, count)
             with trio.move_on_after(CUT_GRACE):
-                await self.inflight.wait_idle(run.attempt)
+                await self._wait_idle(run)
         self.feed(Drained(name, run.attempt))
+
+    async def _wait_idle(self, run: Run) -> None:
+        """Return when nothing is in flight on *run*; whoever still reads from a dead one delays nobody."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when, run.dead, nursery.cancel_scope)
+            await self.inflight.wait_idle(run.attempt)
+            nursery.cancel_scope.cancel(reason="nothing is in flight")
 
     async def _supervise_run(self, run: Run) -> None:
         """The supervised task of one attempt: token, process, and the news of its end.
@@ -276,8 +286,6 @@ class SwapGroup:
         async with self.limiter:
             with run.scope:
                 failure = await self._run_process(process, run)
-            if run.upstream is not None:
-                run.upstream.close()
             if process.stuck:
                 await self._wait_in_quarantine(process, run)
         del self._runs[run.spec.name]
@@ -287,10 +295,14 @@ class SwapGroup:
 
     async def _run_process(self, process: Supervised, run: Run) -> StartFailed | None:
         try:
-            return await process.run(task_status=_Started(self, run))
+            return await process.run(task_status=_Report(self, run))
         except Exception as exc:  # a bug in the supervision of one model is that model's failure, not the daemon's
             logger.exception("supervision broke model=%s attempt=%d", run.spec.name, run.attempt)
             return StartFailed(run.spec.name, f"internal error: {exc!r}")
+        finally:
+            run.dead.set()
+            if run.upstream is not None:
+                run.upstream.close()
 
     async def _wait_in_quarantine(self, process: Supervised, run: Run) -> None:
         logger.error("process survived SIGKILL and is quarantined model=%s attempt=%d", run.spec.name, run.attempt)
@@ -311,8 +323,8 @@ class SwapGroup:
 
 
 @attrs.frozen
-class _Started:
-    """What `process.run` reports to: the grant happens in the very step that sees the model ready."""
+class _Report:
+    """What `process.run` reports to: each decision happens in the very step that brings the news."""
 
     group: SwapGroup
     run: Run
@@ -321,6 +333,15 @@ class _Started:
         self.run.upstream = value
         self.group.feed(BecameReady(self.run.spec.name, self.run.attempt))
         self.run.settled.set()
+
+    def died(self) -> None:
+        self.run.dead.set()
+        self.group.feed(Died(self.run.spec.name, self.run.attempt))
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel(reason="the server is dead")
 
 
 def _log(command: Command) -> None:

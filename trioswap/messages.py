@@ -61,6 +61,14 @@ class Ended:
 
 
 @attrs.frozen
+class Died:
+    """A ready server ended by itself; what is left of its process tree is being swept."""
+
+    model: str
+    attempt: int
+
+
+@attrs.frozen
 class GotStuck:
     """The process survived SIGKILL; its memory is not coming back for now."""
 
@@ -85,7 +93,9 @@ class WokeUp:
     """`wake_at` has come."""
 
 
-Event = Arrived | Left | Drained | Cleared | BecameReady | Ended | GotStuck | UnloadAsked | ShutdownBegan | WokeUp
+Event = (
+    Arrived | Left | Drained | Cleared | BecameReady | Died | Ended | GotStuck | UnloadAsked | ShutdownBegan | WokeUp
+)
 
 # ---- commands ------------------------------------------------------------------------------
 

@@ -49,11 +49,15 @@ LOOK_MAX: Final = 0.25
 QUARANTINE_POLL: Final = 5.0
 
 
-class ReadyReport(Protocol):
-    """What `run` tells when the server is usable; a `trio.TaskStatus` is one."""
+class Report(Protocol):
+    """What `run` tells while it runs."""
 
     def started(self, value: Upstream) -> None:
         """The server is ready and *value* is the way to it."""
+        ...
+
+    def died(self) -> None:
+        """The server, once ready, has ended by itself; the sweep of what it leaves comes next."""
         ...
 
 
@@ -63,7 +67,7 @@ class Supervised(Protocol):
     stuck: bool
     """The process survived SIGKILL; True only after `run` is over."""
 
-    async def run(self, *, task_status: ReadyReport) -> StartFailed | None:
+    async def run(self, *, task_status: Report) -> StartFailed | None:
         """Run the server until it ends or the task is cancelled; return why a start failed.
 
         When this is over the process tree is gone, or `stuck` is True.
@@ -99,7 +103,7 @@ class ModelProcess:
         """Name, pid and marker."""
         return f"<ModelProcess {self.spec.name} pid={self.pid} {self.marker}{' stuck' if self.stuck else ''}>"
 
-    async def run(self, *, task_status: ReadyReport) -> StartFailed | None:
+    async def run(self, *, task_status: Report) -> StartFailed | None:
         """Run the server until it ends or the task is cancelled; return why a start failed.
 
         Once it is cancelled this takes at most `unload_timeout` for the grace, `KILL_WAIT` for
@@ -172,11 +176,12 @@ class ModelProcess:
                 self._silent.set()
                 await process.stdout.aclose()  # closes the pipe even when this task is cancelled, and then says so
 
-    async def _serve(self, child: trio.Process, task_status: ReadyReport) -> StartFailed | None:
+    async def _serve(self, child: trio.Process, task_status: Report) -> StartFailed | None:
         failure = await self._wait_ready(child)
         if failure is None:
             task_status.started(Upstream(self.spec.name, self.spec.proxy))
             code = await child.wait()
+            task_status.died()
             logger.warning(
                 "model server ended by itself model=%s pid=%d %s", self.spec.name, child.pid, _exit_text(code)
             )

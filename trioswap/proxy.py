@@ -96,8 +96,8 @@ async def _attempt(
             if last or not exc.before_first_byte:
                 raise
             with trio.move_on_after(DEATH_NOTICE):
-                await held.over.wait()
-            if not held.over.is_set():
+                await held.dead.wait()
+            if not held.dead.is_set():
                 raise
     return False
 

@@ -38,6 +38,7 @@ from trioswap.messages import (
     BecameReady,
     Cleared,
     Command,
+    Died,
     Drain,
     Drained,
     Ended,
@@ -169,6 +170,8 @@ class Scheduler:
                 self._ready(self._models[name], attempt)
             case Ended(name, attempt, failure):
                 self._ended(self._models[name], attempt, failure)
+            case Died(name, attempt):
+                self._died(self._models[name], attempt)
             case GotStuck(name, attempt):
                 self._got_stuck(self._models[name], attempt)
             case UnloadAsked(names):
@@ -247,6 +250,12 @@ class Scheduler:
             if failure is not None:
                 self._reject_all(model, failure.again)
         self._clear_when_drained()
+
+    def _died(self, model: _Model, attempt: int) -> None:
+        """Its gate closes now: a request granted during the sweep would meet nobody."""
+        if model.attempt == attempt and model.state in (State.READY, State.DRAINING):
+            self._begin_stop(model)
+            self._clear_when_drained()
 
     def _got_stuck(self, model: _Model, attempt: int) -> None:
         if model.attempt != attempt or model.state is State.STOPPED:
