@@ -122,12 +122,48 @@ async def test_the_bounded_stream_is_a_stream():
     await trio.testing.check_half_closeable_stream(pair, None)
 
 
+def never() -> bool:
+    return False
+
+
+async def test_what_may_be_dropped_does_not_hide_the_end():
+    """Past the limit of a busy parser further requests are dropped, so that the end of input is seen behind them."""
+    ahead = ReadAhead(4)
+    send, receive = trio.testing.memory_stream_one_way_pair()
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ahead.fill, receive, lambda: True)
+            await send.send_all(b"1st")
+            assert await ahead.take() == b"1st"
+            await send.send_all(b"and more than can be kept")
+            await send.aclose()
+
+    assert ahead.dropped
+
+
+async def test_nobody_gets_what_follows_a_gap():
+    """After bytes were dropped a parser waits in vain, rather than read nonsense."""
+    ahead = ReadAhead(4)
+    send, receive = trio.testing.memory_stream_one_way_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ahead.fill, receive, lambda: True)
+        await send.send_all(b"1st")
+        await ahead.take()
+        await send.send_all(b"lost" + b"nonsense")
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(ahead.take)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ahead.dropped
+        assert len(nursery.child_tasks) == 2
+        nursery.cancel_scope.cancel()
+
+
 async def test_reading_ahead_stops_at_its_limit():
     """A busy parser costs no more than the limit; the rest waits in the stream, and nothing is lost."""
     ahead = ReadAhead(4)
     send, receive = trio.testing.memory_stream_one_way_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ahead.fill, receive)
+        nursery.start_soon(ahead.fill, receive, never)
         await send.send_all(b"0123456789")
         await trio.testing.wait_all_tasks_blocked()
         received = b""
@@ -144,7 +180,7 @@ async def test_the_last_bytes_reach_a_waiting_parser_before_the_end():
     ahead, taken = ReadAhead(100), []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(take_one, ahead, taken)
-        await ahead.fill(AtOnce([b"last words", b""]))
+        await ahead.fill(AtOnce([b"last words", b""]), never)
         assert taken == [b"last words"]
 
 
@@ -168,7 +204,7 @@ async def test_the_end_does_not_wait_for_a_busy_parser():
     send, receive = trio.testing.memory_stream_one_way_pair()
     with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(ahead.fill, receive)
+            nursery.start_soon(ahead.fill, receive, never)
             await send.send_all(b"first")
             assert await ahead.take() == b"first"
             await send.send_all(b"second")

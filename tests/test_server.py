@@ -188,6 +188,35 @@ async def test_the_application_hears_that_the_client_left_in_an_upload():
         await app.left.wait()
 
 
+async def test_a_flood_of_further_requests_does_not_hide_that_the_client_left():
+    """However much is sent behind a request: http.disconnect comes, and is not stuck behind it."""
+    app = App()
+    async with serving(app) as served:
+        client = await served.client()
+        await client.ask("/listen")
+        await app.entered.wait()
+        for _ in range(64):
+            await client.stream.send_all(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n" * 256)
+        await client.stream.aclose()
+        await app.left.wait()
+
+
+async def test_after_a_flood_the_connection_closes():
+    """The request being served is answered, and what was kept behind it; what was dropped is never guessed at."""
+    app = App()
+    async with serving(app) as served:
+        client = await served.client()
+        await client.ask("/wait")
+        await app.entered.wait()
+        for _ in range(64):
+            await client.stream.send_all(b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n" * 256)
+        app.release.set()
+        answers = await read_to_end(client.stream)
+
+    assert 1 <= answers.count(b"HTTP/1.1 200") == answers.count(b"\r\n\r\nhello") < 64 * 256
+    assert answers.count(b"HTTP/1.1") == answers.count(b"HTTP/1.1 200")
+
+
 async def test_a_reset_reaches_the_application():
     """A connection that is reset rather than closed is noticed as well."""
     app = App()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -133,21 +133,31 @@ class ReadAhead:
     limit: int
     """Bytes."""
     _data: bytearray = attrs.field(factory=bytearray)
+    dropped: bool = False
+    """Bytes were lost; what follows would be nonsense, so nobody gets any of it."""
     _busy: bool = False
     """The parser has taken bytes and has not come back for more."""
     _news: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
     _room: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot)
 
-    async def fill(self, stream: trio.abc.ReceiveStream) -> None:
-        """Read *stream* to its end, however it ends.
+    async def fill(self, stream: trio.abc.ReceiveStream, may_drop: Callable[[], bool]) -> None:
+        """Read *stream* to its end, however it ends; the parser has got the last bytes then, unless it was busy.
 
-        The parser has got the last bytes then, unless it was busy.
+        What goes past the limit waits in the kernel, and hides that the client has left behind it.
+        When *may_drop* says that it can only be further requests, it is dropped instead: a client
+        that sends them ahead must send them again when the connection closes (RFC 9112, 9.3.2).
         """
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while data := await stream.receive_some(self.limit - len(self._data)):
+                if self.dropped:
+                    continue
                 self._data += data
                 self._news.unpark()
                 while len(self._data) >= self.limit:
+                    if self._busy and may_drop():
+                        self.dropped = True
+                        self._data.clear()
+                        break
                     await self._room.park()
         while self._data and not self._busy:
             await trio.lowlevel.checkpoint()

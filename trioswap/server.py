@@ -213,9 +213,9 @@ class Protocol(ProtocolWrapper):
             await self.send(Closed())  # a websocket was refused, and Hypercorn leaves it at that
 
     @property
-    def uploading(self) -> bool:
-        """Whether the client is in the middle of a request body (HTTP/1.1)."""
-        return isinstance(self.protocol, H11Protocol) and self.protocol.connection.their_state is h11.SEND_BODY
+    def client_state(self) -> Any:
+        """Where the client is in its request, in h11's words; None when it speaks no HTTP/1.1."""
+        return self.protocol.connection.their_state if isinstance(self.protocol, H11Protocol) else None
 
     async def _speak_http2(self, data: bytes, *upgrade: Any) -> None:
         shared = (self.app, self.config, self.context, self.task_group, self.state)
@@ -265,21 +265,21 @@ class Connection(TCPServer):
                 await self._read_data()
             await self.protocol.handle(Closed())
             await self._applications.disconnect()
-        if self.protocol.uploading:
+        if self.protocol.client_state is h11.SEND_BODY:
             # Closed while the client still sends, the connection would be reset, and the answer that tells
             # it to stop could be lost with that (RFC 9112, 9.6).
             await self.stream.discard_input()
 
     def set_idle(self, idle: bool) -> None:
-        """Let the idle timeout run, or stop it; it is over at once when shutdown has begun."""
+        """Let the idle timeout run, or stop it; it is over at once in a shutdown, or when requests were dropped."""
         self.idle = idle
-        keep_alive = 0 if self.context.terminated.is_set() else self._keep_alive
+        keep_alive = 0 if self.context.terminated.is_set() or self._ahead.dropped else self._keep_alive
         self._reading.deadline = trio.current_time() + keep_alive if idle else math.inf
 
     async def _read_data(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._parse)
-            await self._ahead.fill(self.stream)
+            await self._ahead.fill(self.stream, lambda: self.protocol.client_state is h11.DONE)
             nursery.cancel_scope.cancel(reason="the client sends no more")
 
     async def _parse(self) -> None:
