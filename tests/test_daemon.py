@@ -31,7 +31,8 @@ from daemons import (
 from test_server_hostile import HOSTILE, provoke
 
 from trioswap import proctree
-from trioswap.daemon import CannotListen, open_listeners
+from trioswap.daemon import open_listeners
+from trioswap.errors import CannotListen
 
 CHAT = "/v1/chat/completions"
 # Seconds beyond what the configuration grants; a thousand times what is needed.

@@ -10,7 +10,8 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trioswap.remote import DaemonRefused, DaemonUnreachable, Prober, daemon_client
+from trioswap.errors import DaemonRefused, DaemonUnreachable
+from trioswap.remote import Prober, daemon_client
 
 GUARD = 30  # seconds; only a hang gets there
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trioswap.errors import BadRequest, MissingModel
-from trioswap.request import AmbiguousLength, check_framing, forwarded, model_in, split_upstream
+from trioswap.errors import AmbiguousLength, BadRequest, MissingModel
+from trioswap.request import check_framing, forwarded, model_in, split_upstream
 
 NAMES = frozenset({"a", "author", "author/model", "author/model:q4", "with space", "ümlaut"})
 
@@ -114,6 +114,18 @@ def test_the_client_is_appended_to_the_chain(sent, client, chain):
 # ---- /upstream/ ------------------------------------------------------------------------------
 
 
+def split(rest: bytes):
+    """Split with the names above, each of which stands for itself."""
+    return split_upstream(rest, {name: name for name in NAMES}.get, max(map(len, NAMES)))
+
+
+def test_nobody_looks_further_than_the_longest_name_reaches():
+    """A path of thousands of slashes costs as many looks as a name has characters, not as many as it has slashes."""
+    looks: list[str] = []
+    assert split_upstream(b"/" * 60_000, looks.append, 30) is None
+    assert len(looks) <= 31
+
+
 @pytest.mark.parametrize(
     ("rest", "found"),
     [
@@ -138,14 +150,14 @@ def test_the_client_is_appended_to_the_chain(sent, client, chain):
 )
 def test_the_longest_known_name_is_split_off(rest, found):
     """The name may be escaped; the escapes of what follows it are kept as they are."""
-    assert split_upstream(rest, NAMES) == found
+    assert split(rest) == found
 
 
 @given(st.sampled_from(sorted(NAMES)), st.text("/%aA2fF.", max_size=20).map(str.encode))
 def test_a_known_name_is_always_found(name, rest):
     """Whatever follows the slash, the name or a longer one is found, and nothing of the path is lost."""
     path = name.replace(" ", "%20").replace("ü", "%C3%BC").encode() + b"/" + rest
-    found = split_upstream(path, NAMES)
+    found = split(path)
     assert found is not None
     assert len(found[0]) >= len(name)
     assert path.endswith(found[1])

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from trioswap.tinymodels import CONTEXT, WORDS, LlamaExtraMissing, write_tiny_models
+from trioswap.errors import LlamaExtraMissing
+from trioswap.tinymodels import CONTEXT, WORDS, write_tiny_models
 
 pytestmark = pytest.mark.llama
 

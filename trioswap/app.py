@@ -18,7 +18,7 @@ from trioswap import proxy
 from trioswap.api import Services, admin, logs, models
 from trioswap.asgi import ClientLeft, Exchange, Message, Receive, Send
 from trioswap.errors import InternalError, TrioswapError, UnknownPath, WrongMethod
-from trioswap.request import AmbiguousLength, Call, check_framing, forwarded, model_in, split_upstream
+from trioswap.request import Call, check_framing, forwarded, model_in, split_upstream
 
 logger = logging.getLogger(__name__)
 
@@ -36,16 +36,15 @@ async def model_route(exchange: Exchange, services: Services) -> None:
 
 async def upstream_route(exchange: Exchange, services: Services, rest: bytes) -> None:
     """Any method on /upstream/{model}/...: the rest of the path goes to the model server untouched."""
-    names = {*services.config.models, *(a for m in services.config.models.values() for a in m.aliases)}
-    found = split_upstream(rest, names)
+    found = split_upstream(rest, services.config.resolve, services.config.longest_name)
     if found is None:
         raise services.unknown(unquote(rest.decode("ascii", "replace")).partition("/")[0])
-    name, remainder = found
+    model, remainder = found
     if not remainder:
         await _redirect(exchange, exchange.raw_path + b"/" + exchange.raw_query)
         return
     body = await exchange.body(services.config.max_request_body)
-    await _forward(exchange, services, services.model(name), remainder + exchange.raw_query, body)
+    await _forward(exchange, services, model, remainder + exchange.raw_query, body)
 
 
 async def _forward(exchange: Exchange, services: Services, model: str, target: bytes, body: bytes) -> None:
@@ -146,13 +145,8 @@ async def _send_error(exchange: Exchange, error: TrioswapError) -> None:
     """The error in the shape of the route; a response that has begun is broken off instead."""
     if exchange.status is not None or exchange.left:
         return
-    headers = [(b"retry-after", b"%d" % error.retry_after)] if error.retry_after is not None else []
-    if isinstance(error, WrongMethod):
-        headers.append((b"allow", ", ".join(error.allowed).encode()))
-    if isinstance(error, AmbiguousLength):
-        headers.append((b"connection", b"close"))  # RFC 9112, 6.1: what follows may be meant as another's request
     anthropic = exchange.path.startswith("/v1/messages")
-    await exchange.json(error.status, error.anthropic_body() if anthropic else error.openai_body(), headers)
+    await exchange.json(error.status, error.anthropic_body() if anthropic else error.openai_body(), error.headers())
 
 
 def _access_log(exchange: Exchange, seconds: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+from urllib.parse import parse_qs
 
 import attrs
 import trio
@@ -62,6 +63,11 @@ class Exchange:
         """The query with its question mark, or nothing."""
         query = bytes(self.scope["query_string"])
         return b"?" + query if query else b""
+
+    @property
+    def query_keys(self) -> set[str]:
+        """Names of what the query says, with or without a value."""
+        return set(parse_qs(self.raw_query[1:].decode("ascii", "replace"), keep_blank_values=True))
 
     @property
     def headers(self) -> Headers:

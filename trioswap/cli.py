@@ -25,7 +25,7 @@ from urllib.parse import quote
 import click
 
 from trioswap import __version__
-from trioswap.errors import ConfigError, TrioswapError
+from trioswap.errors import CannotListen, ConfigError, LlamaExtraMissing, Misuse, TrioswapError
 
 if TYPE_CHECKING:
     from trioswap.config import Config
@@ -37,10 +37,6 @@ DAEMON_URL: Final = "http://127.0.0.1:8080"
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
-
-
-class Misuse(TrioswapError):
-    """A mistake of the user that is not inside a configuration file."""
 
 
 class Commands(click.Group):
@@ -94,11 +90,9 @@ def check(files: Sequence[str]) -> None:
 def demo(listen: str | None, log_level: str | None) -> None:
     """Serve two tiny models, one resident at a time: no configuration, no download."""
     from trioswap import demo as tiny
-    from trioswap.daemon import CannotListen
-    from trioswap.tinymodels import LlamaExtraMissing
 
     if not tiny.engine_is_installed():
-        raise Misuse(LlamaExtraMissing().message)
+        raise LlamaExtraMissing
     # Until the daemon takes the signal over, so that the directory goes whenever it comes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tiny.config_file() as path:

@@ -24,7 +24,8 @@ import trio
 from trioswap.api import Services
 from trioswap.app import App
 from trioswap.config import Config, ModelConfig
-from trioswap.errors import TrioswapError
+from trioswap.config.addresses import parse_listen
+from trioswap.errors import CannotListen
 from trioswap.fleet import Fleet
 from trioswap.logs import Logs
 from trioswap.notify import feed_watchdog, notify
@@ -38,26 +39,17 @@ logger = logging.getLogger(__name__)
 CONNECTION_GRACE = 3.0
 
 
-class CannotListen(TrioswapError):
-    """The listen address is not to be had."""
-
-    def __init__(self, listen: str, why: str) -> None:
-        super().__init__(
-            f"cannot listen on {listen}: {why}; stop what uses it, or choose another with --listen HOST:PORT"
-        )
-
-
 async def open_listeners(listen: str) -> Sequence[trio.SocketListener]:
-    """Listening sockets for HOST:PORT; an empty host means every interface, port 0 a free one.
+    """Listening sockets for HOST:PORT; port 0 is a free one.
 
     Raises:
         CannotListen: the port is in use, or the address is not ours.
     """
-    host, _, port = listen.rpartition(":")
+    address = parse_listen(listen)
     try:
-        return await trio.open_tcp_listeners(int(port), host=host.strip("[]") or None)
-    except (OSError, ValueError) as exc:
-        raise CannotListen(listen, getattr(exc, "strerror", None) or str(exc)) from exc
+        return await trio.open_tcp_listeners(address.port, host=address.host.strip("[]"))
+    except OSError as exc:
+        raise CannotListen(listen, exc.strerror or str(exc)) from exc
 
 
 async def serve(

@@ -1,9 +1,11 @@
 """Every error trioswap raises, whose fault it is, and what the client is told.
 
     TrioswapError
-     +- ConfigError            the user's configuration; the command line prints it and exits with 2
+     +- ConfigError, Misuse    the user's mistake; the command line prints it and exits with 2
+     |   +- LlamaExtraMissing
+     +- CannotListen, DaemonUnreachable, DaemonRefused    the world's; the command line exits with 1
      +- RequestError           the client's fault (4xx)
-     |   +- BadRequest, MissingModel, UnknownModel, UnknownPath, WrongMethod, BodyTooLarge
+     |   +- BadRequest, AmbiguousLength, MissingModel, UnknownModel, UnknownPath, WrongMethod, BodyTooLarge
      +- ModelError             a model server's fault (5xx)
      |   +- StartFailed, ModelUnloaded, ModelStuck, LeaseCut, UpstreamFailed
      +- ShuttingDown           ours: the daemon is going away (503)
@@ -56,6 +58,10 @@ class TrioswapError(Exception):
         """The text for people."""
         return str(self.args[0])
 
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What the response says besides its body."""
+        return [] if self.retry_after is None else [(b"retry-after", b"%d" % self.retry_after)]
+
     def openai_body(self) -> dict[str, Any]:
         """The error as OpenAI clients parse it, `src` saying who spoke."""
         kind, code = _KINDS.get(
@@ -79,6 +85,43 @@ class ConfigError(TrioswapError):
         super().__init__("\n".join([f"{source}: {count}", *(f"  {line}" for line in mistakes)]))
 
 
+class Misuse(TrioswapError):
+    """A mistake of the user that is not inside a configuration file."""
+
+
+class LlamaExtraMissing(Misuse):
+    """The packages of the extra `llama` are not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("the embedded engine is not installed; run: pip install 'trioswap[llama]'")
+
+
+# ---- the world's ------------------------------------------------------------------------
+
+
+class CannotListen(TrioswapError):
+    """The listen address is not to be had."""
+
+    def __init__(self, listen: str, why: str) -> None:
+        super().__init__(
+            f"cannot listen on {listen}: {why}; stop what uses it, or choose another with --listen HOST:PORT"
+        )
+
+
+class DaemonUnreachable(TrioswapError):
+    """No daemon answers at the address, or the connection broke."""
+
+    def __init__(self, url: str, why: str) -> None:
+        super().__init__(
+            f"no answer from trioswap at {url}: {why}; is it running?  "
+            f"Choose another address with --url or TRIOSWAP_URL"
+        )
+
+
+class DaemonRefused(TrioswapError):
+    """The daemon answered with an error; the message is its own."""
+
+
 # ---- the client's fault -------------------------------------------------------------
 
 
@@ -90,6 +133,17 @@ class RequestError(TrioswapError):
 
 class BadRequest(RequestError):
     """The request is malformed."""
+
+
+class AmbiguousLength(BadRequest):
+    """Where the request ends depends on who reads it; the connection is of no further use."""
+
+    def __init__(self) -> None:
+        super().__init__("Content-Length together with Transfer-Encoding is ambiguous; send one of them")
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """RFC 9112, 6.1: what follows may be meant as another's request."""
+        return [(b"connection", b"close")]
 
 
 class MissingModel(RequestError):
@@ -130,6 +184,10 @@ class WrongMethod(RequestError):
     def __init__(self, method: str, path: str, allowed: list[str]) -> None:
         super().__init__(f"{method} is not allowed on {path}; use {' or '.join(allowed)}")
         self.allowed = allowed
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """RFC 9110, 15.5.6: the methods that would do."""
+        return [(b"allow", ", ".join(self.allowed).encode())]
 
 
 class BodyTooLarge(RequestError):

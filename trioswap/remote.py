@@ -12,7 +12,7 @@ from typing import Final
 import httpx  # noqa: TID251 - this module is the one that may
 import trio
 
-from trioswap.errors import TrioswapError
+from trioswap.errors import DaemonRefused, DaemonUnreachable
 from trioswap.upstream import reason
 
 # Seconds for one probe.  A server that needs longer for a health check is not ready, and the next probe asks again.
@@ -63,20 +63,6 @@ def _probe_client() -> httpx.AsyncClient:
 
 
 DaemonClient = httpx.Client
-
-
-class DaemonUnreachable(TrioswapError):
-    """No daemon answers at the address, or the connection broke."""
-
-    def __init__(self, url: str, why: str) -> None:
-        super().__init__(
-            f"no answer from trioswap at {url}: {why}; is it running?  "
-            f"Choose another address with --url or TRIOSWAP_URL"
-        )
-
-
-class DaemonRefused(TrioswapError):
-    """The daemon answered with an error; the message is its own."""
 
 
 @contextmanager

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 from urllib.parse import unquote
 
 import attrs
 
-from trioswap.errors import BadRequest, MissingModel
+from trioswap.errors import AmbiguousLength, BadRequest, MissingModel
 
 Headers = list[tuple[bytes, bytes]]
-
-
-class AmbiguousLength(BadRequest):
-    """Where the request ends depends on who reads it; the connection is of no further use."""
-
-    def __init__(self) -> None:
-        super().__init__("Content-Length together with Transfer-Encoding is ambiguous; send one of them")
 
 
 @attrs.frozen
@@ -73,16 +67,25 @@ def forwarded(headers: Iterable[tuple[bytes, bytes]], client: str | None) -> Hea
     return [*kept, (b"x-forwarded-for", b", ".join(chain))] if chain else kept
 
 
-def split_upstream(raw_rest: bytes, names: frozenset[str] | set[str]) -> tuple[str, bytes] | None:
-    """Split `author/model/v1/x` into the longest known model name and the raw remainder `/v1/x`.
+# Where a name in a path may end.
+_BOUNDARY: Final = re.compile(rb"/|\Z")
 
-    The remainder keeps its escapes and is empty when nothing, not even a slash, follows the name.
-    Names with a slash may be written with `/` or `%2F`.  None: no prefix is a known name.
+
+def split_upstream(raw_rest: bytes, resolve: Callable[[str], str | None], longest: int) -> tuple[str, bytes] | None:
+    """Split `author/model/v1/x` into the model of the longest known name and the raw remainder `/v1/x`.
+
+    *resolve* knows the names, of which the longest has *longest* characters: further nobody looks,
+    or a path of many slashes would cost seconds.  The remainder keeps its escapes and is empty when
+    nothing, not even a slash, follows the name.  Names with a slash may be written with `/` or `%2F`.
+    None: no prefix is a known name.
     """
-    segments = raw_rest.split(b"/")
-    for count in range(len(segments), 0, -1):
-        name = unquote(b"/".join(segments[:count]).decode("ascii", "replace"))
-        if name in names:
-            rest = segments[count:]
-            return name, b"/" + b"/".join(rest) if rest else b""
-    return None
+    found = None
+    for boundary in _BOUNDARY.finditer(raw_rest):
+        end = boundary.start()
+        name = unquote(raw_rest[:end].decode("ascii", "replace"))
+        if len(name) > longest:
+            break
+        model = resolve(name)
+        if model is not None:
+            found = model, raw_rest[end:]
+    return found

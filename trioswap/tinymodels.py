@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trioswap.errors import TrioswapError
+from trioswap.errors import LlamaExtraMissing
 
 if TYPE_CHECKING:
     import gguf
@@ -66,13 +66,6 @@ _OUTPUT_NOISE: Final = 0.1
 _READS_STREAM: Final = ("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")
 _WRITES_STREAM: Final = ("attn_output", "ffn_down")
 _CHAT_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
-
-
-class LlamaExtraMissing(TrioswapError):
-    """The packages of the extra `llama` are not installed."""
-
-    def __init__(self) -> None:
-        super().__init__("the embedded engine is not installed; run: pip install 'trioswap[llama]'")
 
 
 def write_tiny_models(directory: Path) -> dict[str, Path]:

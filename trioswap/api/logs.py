@@ -47,10 +47,10 @@ async def _stream(exchange: Exchange, fleet: Fleet, ring: LogRing) -> None:
 
     With `?no-follow` only what is kept already.
     """
-    if b"no-follow" in exchange.raw_query:
+    if "no-follow" in exchange.query_keys:
         await exchange.respond(200, "text/plain; charset=utf-8", ring.history())
         return
-    with_history = b"no-history" not in exchange.raw_query
+    with_history = "no-history" not in exchange.query_keys
 
     async def send() -> None:
         await exchange.start(200, _PLAIN)

@@ -103,3 +103,10 @@ class Config:
     @_aliases.default
     def _index_aliases(self) -> dict[str, str]:
         return {alias: model.name for model in self.models.values() for alias in model.aliases}
+
+    longest_name: int = attrs.field(init=False, repr=False, eq=False)
+    """Characters of the longest model name or alias."""
+
+    @longest_name.default
+    def _measure_names(self) -> int:
+        return max(map(len, [*self.models, *self._aliases]), default=0)
