@@ -5,9 +5,11 @@ A daemon in a process of its own is `commands.daemon`; the clients here serve fo
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import socket
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -25,6 +27,10 @@ from trioswap.daemon import serve
 from trioswap.logs import Logs
 
 Table = dict[str, object]
+
+# What daemons learn in tests: a directory for each, and all of them gone at the end.
+STATE = tempfile.TemporaryDirectory(prefix="trioswap-state-")
+_COUNTER = itertools.count()
 
 
 # ---- model servers ------------------------------------------------------------------------
@@ -110,7 +116,8 @@ async def daemon(models: Mapping[str, Scripted | ByHand | Table], **settings: ob
 def document(models: Mapping[str, Scripted | ByHand | Table], **settings: object) -> str:
     """A configuration in TOML that listens on a free port."""
     tables = {name: model if isinstance(model, dict) else model.table(name) for name, model in models.items()}
-    return tomli_w.dumps({"listen": "127.0.0.1:0", **settings, "models": tables})
+    state = str(Path(STATE.name) / str(next(_COUNTER)))
+    return tomli_w.dumps({"listen": "127.0.0.1:0", "state_dir": state, "groups": {}, **settings, "models": tables})
 
 
 def write_config(directory: Path, models: Mapping[str, Scripted | ByHand | Table], **settings: object) -> str:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from trioswap.config import GroupConfig, ModelConfig
+from trioswap.config import Config, GroupConfig, ModelConfig
 from trioswap.errors import StartFailed, UpstreamFailed
 from trioswap.group import SwapGroup
+from trioswap.fleet import policy_of
 from trioswap.process import Report
-from trioswap.residency import Groups
+from trioswap.residency import NOTHING, Holding
+from trioswap.residency.groups import Groups
+from trioswap.scheduler import Scheduler
 
 
 @attrs.define(eq=False)
@@ -50,7 +53,7 @@ class Script:
     trace: list[tuple[float, str]] = attrs.field(factory=list)
     on_spawn: Callable[[str], None] = lambda name: None
 
-    def supervise(self, spec: ModelConfig, attempt: int) -> FakeProcess:
+    def supervise(self, spec: ModelConfig, attempt: int, holding: Holding = NOTHING) -> FakeProcess:
         return FakeProcess(spec, attempt, self)
 
     def say(self, text: str) -> None:
@@ -118,6 +121,9 @@ class FakeProcess:
         del self.script.alive[self.spec.name]
         self.script.say(f"{self.spec.name} gone")
 
+    def pids(self) -> list[int]:
+        return []
+
     async def wait_gone(self) -> None:
         await self._gone.wait()
         del self.script.alive[self.spec.name]
@@ -132,4 +138,6 @@ def make_group(script: Script, *groups: GroupConfig, kind: type[SwapGroup] = Swa
     """A swap group of fakes; without groups, models a, b and c one at a time."""
     groups = groups or (GroupConfig("(default)", ("a", "b", "c")),)
     models = {name: spec(name, **changes) for group in groups for name in group.members}
-    return kind(models, Groups(groups), script.supervise)
+    config = Config(models, groups)
+    policies = {name: policy_of(config, model) for name, model in models.items()}
+    return kind(models, Scheduler(policies, Groups(groups)), script.supervise)

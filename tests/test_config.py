@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trioswap.config import Config, GroupConfig, ModelConfig, load, loads
-from trioswap.config.raw import RawConfig, RawGroup, RawModel
+from trioswap.config.raw import RawConfig, RawGroup, RawMatrix, RawMemory, RawModel
 from trioswap.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -40,8 +40,7 @@ def test_a_model_of_one_line_has_all_defaults():
     config = loads("[models.a]\ncmd = 'server --port ${PORT}'")
 
     model = ModelConfig(name="a", argv=("server", "--port", "5800"), proxy="http://127.0.0.1:5800")
-    group = GroupConfig(name="(default)", members=("a",))
-    assert config == Config(models={"a": model}, groups=(group,))
+    assert config == Config(models={"a": model})
 
 
 def test_every_key_of_a_model_arrives():
@@ -230,14 +229,14 @@ models.b = { cmd = "x", proxy = "http://127.0.0.1:9000/v1" }
 """
 CLASH = (
     'models.b.proxy: found "http://127.0.0.1:9000/v1", which is the address of model "a" too, '
-    "allowed is that only for models that are never resident together"
+    "allowed is that only for models of which groups never let two be resident together"
 )
 
 
 @pytest.mark.parametrize(
     "groups",
     [
-        "",
+        "groups = {}",
         "groups.g = { members = ['a', 'b'] }",
         "groups.g = { members = ['a', 'b'], exclusive = false, persistent = true }",
         "groups.g.members = ['a']\ngroups.h.members = ['b']",
@@ -602,7 +601,7 @@ def test_a_directory_is_a_config_error(tmp_path):
 def calls_to_load(models: int, proxy: str) -> int:
     """How many functions are called to load a file of so many models."""
     table = "[models.m{0}]\ncmd = 'x ${{PORT}}'\nproxy = '{1}'\naliases = ['a{0}', 'b{0}']\n"
-    text = "".join(table.format(index, proxy) for index in range(models))
+    text = "[groups]\n" + "".join(table.format(index, proxy) for index in range(models))
     calls = 0
 
     def count(_frame: object, event: str, _arg: object) -> None:
@@ -642,28 +641,32 @@ def test_the_full_example_has_the_true_defaults():
     assert loads(settings_only + model) == loads(model)
 
 
-@pytest.mark.parametrize(
-    ("raw", "table"), [(RawConfig, ""), (RawModel, "models"), (RawGroup, "groups")], ids=["file", "model", "group"]
-)
-def test_the_full_example_shows_every_key(raw, table):
+TABLES = {"": RawConfig, "models": RawModel, "groups": RawGroup, "matrix": RawMatrix, "memory": RawMemory}
+
+
+@pytest.mark.parametrize(("table", "raw"), TABLES.items(), ids=lambda value: value or "file")
+def test_the_full_example_shows_every_key(table, raw):
     """Each key is there, switched on or off, below a comment that tells its default."""
     blocks = re.split(r"^#?\[", (CONFIGS / "full.toml").read_text(), flags=re.MULTILINE)
-    text = "\n".join(
-        block for block in blocks if block.partition(".")[0] == table or (not table and block is blocks[0])
-    )
+    text = "\n".join(block for block in blocks if re.match(r"\w*", block)[0] == table)
     shown = re.findall(r"^((?:# .*\n)+)#?([a-z_]+) = ", text, flags=re.MULTILINE)
 
-    keys = {field.name for field in attrs.fields(raw)} - {"models", "groups"}
+    keys = {field.name for field in attrs.fields(raw)} - (TABLES.keys() if raw is RawConfig else set())
     assert {key for comment, key in shown if "efault" in comment} == keys
 
 
-def test_the_full_example_loads_with_everything_switched_on(tmp_path):
-    """What is commented out is right too."""
+@pytest.mark.parametrize("left_out", ["groups", "matrix"])
+def test_the_full_example_loads_with_everything_switched_on(tmp_path, left_out):
+    """What is commented out is right too; groups and a matrix exclude each other."""
     file = tmp_path / "full.toml"
-    file.write_text(SWITCHED_OFF.sub("", (CONFIGS / "full.toml").read_text()))
+    text = SWITCHED_OFF.sub("", (CONFIGS / "full.toml").read_text())
+    file.write_text(re.sub(rf"^\[{left_out}.*?(?=^# ----|\Z)", "", text, flags=re.MULTILINE | re.DOTALL))
     (tmp_path / "tiny.gguf").touch()
 
     config = load(file)
+
+    assert bool(config.groups) == (left_out != "groups")
+    assert (config.matrix is not None) == (left_out != "matrix")
 
     assert config.models["embedded"].argv[-2:] == ("--ctx-size", "8192")
     assert config.models["embedded"].drain_timeout == 300.0
@@ -684,7 +687,9 @@ def check_lines(result: Config | ConfigError) -> None:
     """A Config is whole; mistakes are one printable line each."""
     if isinstance(result, Config):
         assert all(model.argv and model.argv[0] and model.proxy for model in result.models.values())
-        assert sorted(member for group in result.groups for member in group.members) == sorted(result.models)
+        assert result.groups or result.matrix or result.memory or not result.models
+        grouped = sorted(member for group in result.groups for member in group.members)
+        assert grouped == sorted(result.models) or result.memory or result.matrix
     else:
         assert result.mistakes
         assert all(line and len(line.splitlines()) == 1 for line in result.mistakes)
@@ -728,10 +733,15 @@ def tables(raw: type, **fixed: st.SearchStrategy[object]) -> st.SearchStrategy[d
     return st.fixed_dictionaries({}, optional=keys)
 
 
-MODELS = tables(RawModel, cmd=st.just("x ${PORT}") | VALUES)
+SIZES_OF = st.dictionaries(st.sampled_from(["ram", "gpu0", "auto", ""]), st.just("2GiB") | VALUES, max_size=2)
+MODELS = tables(RawModel, cmd=st.just("x ${PORT}") | VALUES, memory=SIZES_OF | VALUES)
 GROUPS = tables(RawGroup, members=st.lists(NAMES, max_size=3) | VALUES)
+DEVICES = st.dictionaries(st.sampled_from(["ram", "gpu0", "auto", ""]), st.sampled_from(["auto", "1GiB"]) | VALUES)
+EXPRESSIONS = st.sampled_from(["a & b", "a | +a", "+b", "(x"])
 DOCUMENTS = tables(
     RawConfig,
+    memory=tables(RawMemory, devices=DEVICES | VALUES) | VALUES,
+    matrix=tables(RawMatrix, sets=st.dictionaries(NAMES, EXPRESSIONS | VALUES, max_size=3) | VALUES) | VALUES,
     models=st.dictionaries(NAMES, MODELS | VALUES, max_size=3) | VALUES,
     groups=st.dictionaries(NAMES, GROUPS | VALUES, max_size=3) | VALUES,
 )

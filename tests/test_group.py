@@ -111,7 +111,9 @@ def without_lease(monkeypatch) -> None:
 
     def grant_all(self, model):
         original(self, model)
-        self._forget_leases(model)
+        for ticket in list(model.leases):
+            model.end_lease(ticket)
+            del self._where[ticket]
 
     monkeypatch.setattr(Scheduler, "_grant_all", grant_all)
 

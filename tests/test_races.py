@@ -23,6 +23,8 @@ from trioswap.errors import ModelError, ModelStuck, ShuttingDown
 from trioswap.group import SwapGroup
 from trioswap.inflight import InFlight
 from trioswap.lifecycle import OCCUPIED, State
+from trioswap.messages import Ended
+from trioswap.residency import NOTHING
 from trioswap.scheduler import Scheduler
 
 pytestmark = pytest.mark.races
@@ -64,6 +66,8 @@ class Race(trio.abc.Instrument):
             self.script,
             *rng.choice(DOMAINS),
             max_wait=rng.choice([0.0, 5.0, 60.0]),
+            turn_lease=rng.choice([0.0, 1.0, 4.0]),
+            parallel=rng.choice([1, 3, 10]),
             ttl=rng.choice([None, 0.5, 20.0]),
             drain_timeout=rng.choice([None, 3.0]),
             unload_drain_timeout=rng.choice([0.5, 30.0]),
@@ -137,9 +141,8 @@ class Race(trio.abc.Instrument):
 
     def _on_spawn(self, name: str) -> None:
         assert not self.closing, "nothing starts after shutdown (I8)"
-        others = frozenset(self.script.alive)
-        victims = self.group.core._residency.victims(name, others)
-        assert not victims, f"{name} is spawned beside {sorted(others)} (I4)"
+        others = dict.fromkeys(self.script.alive, NOTHING)
+        assert self.group.core.residency.place(name, others) is not None, f"{name} beside {sorted(others)} (I4)"
 
     # ---- after every step --------------------------------------------------------------------
 
@@ -154,29 +157,30 @@ class Race(trio.abc.Instrument):
     def _check(self) -> None:
         group, alive = self.group, self.script.alive
         core = group.core
-        for model in core._models.values():
+        for model in core.models.values():
             process = alive.get(model.name)
             if model.leases:
                 assert model.state in (State.READY, State.DRAINING), "leases need a live model (I1)"
                 assert process is not None, "a model with leases has a process (I1)"
                 assert process.attempt == model.attempt, "and it is that of the present attempt (I2)"
             if model.state is State.READY:
-                assert not model.waiting, "an open gate lets everybody in (I5)"
+                assert not model.queue.count or not model.has_room, "an open gate lets in whom it can (I5)"
             if model.state is State.STOPPED:
                 assert process is None, "stopped means gone (I7)"
             served = group.inflight._entries.get(model.attempt, {}).keys()
             if model.state in (State.READY, State.DRAINING):
-                assert model.leases == served, "the scheduler counts what the tracker counts (I1)"
+                assert model.leases.keys() == served, "the scheduler counts what the tracker counts (I1)"
         known = set(core._where)
         assert known <= group._answers.keys(), "nobody who left is remembered (I9)"
         waiting = {ticket for ticket, answer in group._answers.items() if not answer.given.is_set()}
         assert waiting <= known, "whoever waits is in the queue (I5)"
         assert group.limiter.borrowed_tokens <= group.limiter.total_tokens
-        occupied = sum(model.state in OCCUPIED for model in core._models.values())
+        occupied = sum(model.state in OCCUPIED for model in core.models.values())
         assert occupied <= group.limiter.total_tokens, "what is occupied fits (I4)"
         assert len(alive) <= group.limiter.borrowed_tokens, "a process holds its token (I7)"
-        if core._swap is None:
-            assert not any(m.state is State.DRAINING and not m.retiring for m in core._models.values()), "(I9)"
+        for model in core.models.values():
+            if model.state is State.DRAINING and not model.retiring:
+                assert core.plan.closed[model.name].is_claim, "a gate is closed for somebody (I9)"
 
 
 def run_race(seed: int) -> Race:
@@ -190,7 +194,7 @@ def run_race(seed: int) -> Race:
     assert sum(race.outcomes.values()) == CLIENTS, "everybody has exactly one outcome (I5)"
     assert not race.group._answers
     assert not race.group._runs
-    assert not race.group._swaps
+    assert not race.group._gates
     assert not race.group.inflight._entries
     assert race.group.limiter.borrowed_tokens == 0
     return race
@@ -237,18 +241,20 @@ def scheduler_forgets(monkeypatch) -> None:
 
     def grant_all(self, model):
         original(self, model)
-        self._forget_leases(model)
+        for ticket in list(model.leases):
+            model.end_lease(ticket)
+            del self._where[ticket]
 
     monkeypatch.setattr(Scheduler, "_grant_all", grant_all)
 
 
 def swap_does_not_wait_for_the_end(monkeypatch) -> None:
-    """The newcomer starts while the victim is still being stopped."""
+    """The scheduler is told that the victims have ended while they are still being stopped."""
     original = SwapGroup._swap
 
     async def hasty(self, swap, victims):
         for run in victims:
-            run.over.set()
+            self.feed(Ended(run.spec.name, run.attempt))
         await original(self, swap, victims)
 
     monkeypatch.setattr(SwapGroup, "_swap", hasty)
@@ -260,7 +266,7 @@ def leaver_stays(monkeypatch) -> None:
 
     def left(self, ticket):
         model = self._where.get(ticket)
-        if model is None or ticket not in model.waiting:
+        if model is None or ticket in model.leases:
             original(self, ticket)
 
     monkeypatch.setattr(Scheduler, "_left", left)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trioswap.config import GroupConfig
-from trioswap.residency import Groups, swap_domains
+from trioswap.residency import NOTHING, Offer
+from trioswap.residency.groups import Groups
 
 SWAP = GroupConfig("swap", ("a", "b"))
 TOGETHER = GroupConfig("together", ("c", "d"), swap=False, exclusive=False)
@@ -11,7 +12,10 @@ PERSISTENT = GroupConfig("persistent", ("p",), exclusive=False, persistent=True)
 
 
 def victims(policy: Groups, target: str, *resident: str) -> set[str]:
-    return set(policy.victims(target, frozenset(resident)))
+    found = policy.victims(target, dict.fromkeys(resident, NOTHING), lambda _: Offer(0.0, busy=False, cost=1.0))
+    assert found is not None
+    assert (policy.place(target, dict.fromkeys(resident, NOTHING)) is None) == bool(found)
+    return set(found)
 
 
 def test_swap_puts_out_the_other_members():
@@ -51,12 +55,27 @@ def test_domains_are_what_can_collide():
     """Models that can never put each other out get locks of their own."""
     apart = Groups([GroupConfig("one", ("a", "b"), exclusive=False), GroupConfig("two", ("c", "d"), exclusive=False)])
 
-    assert swap_domains("abcd", apart) == [{"a", "b"}, {"c", "d"}]
-    assert swap_domains("abcd", Groups([SWAP, TOGETHER])) == [{"a", "b", "c", "d"}]
-    assert swap_domains("cd", Groups([TOGETHER])) == [{"c"}, {"d"}]
+    assert apart.domains("abcd") == [{"a", "b"}, {"c", "d"}]
+    assert Groups([SWAP, TOGETHER]).domains("abcd") == [{"a", "b", "c", "d"}]
+    assert Groups([TOGETHER]).domains("cd") == [{"c"}, {"d"}]
 
 
 def test_capacity_is_the_largest_number_that_can_live_together():
     """It is the size of the limiter: the structural bound."""
     assert Groups([SWAP]).capacity(frozenset("ab")) == 1
     assert Groups([SWAP, TOGETHER]).capacity(frozenset("abcd")) == 3
+
+
+def test_one_victim_that_cannot_go_is_enough():
+    """What the rules name must all go, so there is no choice without it."""
+    offers = {"c": Offer(0.0, busy=False, cost=1.0), "d": None}
+
+    assert Groups([SWAP, TOGETHER]).victims("a", {"c": NOTHING, "d": NOTHING}, offers.get) is None
+
+
+def test_a_model_in_no_group_is_in_nobodys_way():
+    """Where memory decides too, groups speak only of their members."""
+    policy = Groups([SWAP])
+
+    assert victims(policy, "a", "free") == victims(policy, "free", "a") == set()
+    assert policy.capacity(frozenset({"a", "b", "free"})) == 2

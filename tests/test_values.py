@@ -1,4 +1,4 @@
-"""Durations and sizes: what is read, to what, and what is refused with which words."""
+"""Durations, sizes and numbers: what is read, to what, and what is refused with which words."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trioswap.config.values import parse_duration, parse_size
+from trioswap.config.values import format_size, parse_count, parse_duration, parse_number, parse_size
 
 
 @pytest.mark.parametrize(
@@ -110,3 +110,59 @@ def test_units_add_up(days, hours, minutes, seconds, milliseconds):
     parsed = parse_duration(f"{days}d{hours}h{minutes}m{seconds}s{milliseconds}ms")
 
     assert parsed == (total * 1_000 + milliseconds) / 1_000
+
+
+@pytest.mark.parametrize(("written", "number"), [(0, 0.0), (4, 4.0), (0.5, 0.5), (1e12, 1e12)])
+def test_numbers_are_floats(written, number):
+    """A number from 0 up is itself, whole or not."""
+    parsed = parse_number(written)
+
+    assert parsed == number
+    assert type(parsed) is float
+
+
+@pytest.mark.parametrize("written", [-1, -0.1, math.nan, math.inf, -math.inf, 1e300, 10**400, True, "4", None, []])
+def test_other_numbers_are_refused(written):
+    """Neither true nor a text is a number here, and neither is what is not finite."""
+    with pytest.raises(ValueError, match=r"^found .*, allowed is a number from 0 up$"):
+        parse_number(written)
+
+
+def test_counts_are_whole_numbers_from_1_up():
+    """Any integer that counts something that is there."""
+    assert [parse_count(1), parse_count(10)] == [1, 10]
+
+
+@pytest.mark.parametrize("written", [0, -1, 1.0, math.nan, True, "1", None])
+def test_other_counts_are_refused(written):
+    """A fraction counts nothing, even where it is none."""
+    with pytest.raises(ValueError, match=r"^found .*, allowed is a whole number from 1 up$"):
+        parse_count(written)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0B"),
+        (17, "17B"),
+        (1_024, "1KiB"),
+        (10**12, "1TB"),
+        (512 * 2**20, "512MiB"),
+        (24 * 2**30 - 512 * 2**20, "23.5GiB"),
+        (24 * 10**9, "24GB"),
+        (24 * 10**9 - 512 * 2**20, "23463129088B"),
+        (2**63 - 1, "9223372036854775807B"),
+    ],
+)
+def test_sizes_are_shown_in_the_largest_unit_that_is_exact(size, text):
+    """People see what they may have written; where no unit is exact, bytes."""
+    assert format_size(size) == text
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.integers(0, 2**63 - 1) | st.integers(0, 10**6).map(lambda size: size * 2**20 // 8))
+def test_a_size_that_is_shown_reads_as_itself(size):
+    """Nothing is rounded away, and what has a unit may be written like that."""
+    text = format_size(size)
+
+    assert size == (int(text[:-1]) if text[:-1].isdecimal() and text.endswith("B") else parse_size(text))

@@ -1,8 +1,11 @@
 """Small worlds around the scheduler: what may happen next, and the laws that hold after every step.
 
-A `World` is the scheduler plus an abstract shell: the runs, swaps and drains that the
+A `World` is the scheduler plus an abstract shell: the runs and closed gates that the
 scheduler's commands have set going.  `enabled` lists every event that may come next,
 `step` feeds one and checks the laws.  Walking all reachable worlds is then a search.
+
+What the scheduler learns is fixed here (a load takes one unit of time), or no world would
+ever be seen twice.
 """
 
 from __future__ import annotations
@@ -10,29 +13,29 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import attrs
 
-from trioswap.config import GroupConfig
 from trioswap.errors import StartFailed
+from trioswap.learning import Average, Costs
 from trioswap.lifecycle import OCCUPIED, State
 from trioswap.messages import (
-    AbandonSwap,
     Arrived,
     BecameReady,
-    Cleared,
+    CloseGate,
     Command,
     Died,
-    Drain,
     Drained,
     Ended,
     Event,
     GotStuck,
     Grant,
     Left,
+    OpenGate,
     Policy,
     Reject,
+    Rules,
     ShutdownBegan,
     Start,
     Stop,
@@ -40,11 +43,32 @@ from trioswap.messages import (
     UnloadAsked,
     WokeUp,
 )
-from trioswap.residency import Groups
+from trioswap.planning import make_plan
+from trioswap.residency import Holding, Offer, Residency
 from trioswap.scheduler import Scheduler
+from trioswap.turns import Model, due_at, turn_lease
 
 MAX_WAIT = 2  # units of time; enough to be before, at and after the limit
 TTL = 2
+
+
+class Known(Average):
+    """A cost that no measurement changes."""
+
+    def add(self, sample: float) -> None:
+        pass
+
+
+class Habit(deque[float]):
+    """Gaps that no arrival changes."""
+
+    def append(self, gap: float) -> None:
+        pass
+
+
+def known_costs(gaps: Sequence[float] = ()) -> Costs:
+    """A load takes a unit of time, a stop none, a request one."""
+    return Costs(Known(1.0), Known(0.0), Known(1.0), Habit(gaps))
 
 
 @attrs.define
@@ -52,18 +76,11 @@ class FakeRun:
     """A supervised task, as far as the scheduler can tell."""
 
     attempt: int
+    holding: Holding
     ready: bool = False
     stopping: bool = False
     stuck: bool = False
-
-
-@attrs.define
-class FakeSwap:
-    """A swap being carried out."""
-
-    target: str
-    victims: tuple[tuple[str, int], ...]
-    undrained: set[tuple[str, int]]
+    ready_at: int = 0
 
 
 @attrs.define
@@ -72,6 +89,7 @@ class Limits:
 
     tickets: int = 2
     """Requests alive at the same time."""
+    weights: tuple[float, ...] = (1.0,)
     crashes: bool = True
     unloads: bool = True
     shutdown: bool = True
@@ -93,8 +111,8 @@ class World:
     waiting: dict[int, str] = attrs.field(factory=dict)
     serving: dict[int, str] = attrs.field(factory=dict)
     runs: dict[str, FakeRun] = attrs.field(factory=dict)
-    swaps: dict[int, FakeSwap] = attrs.field(factory=dict)
     drains: set[tuple[str, int]] = attrs.field(factory=set)
+    """Closed gates that somebody watches, until `Drained`."""
     closing: bool = False
 
     # ---- what may happen next ----------------------------------------------------------
@@ -103,8 +121,9 @@ class World:
         """Every event that may come next; "pass" is a unit of time."""
         yield from self.helpful()
         if len(self.waiting) + len(self.serving) < self.limits.tickets:
-            for name in self.core._models:
-                yield Arrived(self.next_ticket, name)
+            for name in self.core.models:
+                for weight in self.limits.weights:
+                    yield Arrived(self.next_ticket, name, weight)
         for ticket in [*self.waiting, *self.serving]:
             yield Left(ticket)
         for name, run in self.runs.items():
@@ -115,7 +134,7 @@ class World:
             if self.limits.stuck and not run.stuck:
                 yield GotStuck(name, run.attempt)
         if self.limits.unloads and not self.closing:
-            for name in self.core._models:
+            for name in self.core.models:
                 yield UnloadAsked((name,))
         if self.limits.shutdown and not self.closing:
             yield ShutdownBegan()
@@ -124,28 +143,20 @@ class World:
 
     def helpful(self) -> Iterator[Event]:
         """What the shell and well-behaved servers do by themselves."""
-        for attempt, swap in self.swaps.items():
-            for name, of in sorted(swap.undrained):
-                if self.limits.cuts or name not in self.serving.values():
-                    yield Drained(name, of)
-            if not swap.undrained and not any(self._runs_on(victim) for victim in swap.victims):
-                yield Cleared(attempt)
         for name, attempt in sorted(self.drains):
-            yield Drained(name, attempt)
+            if self.limits.cuts or name not in self.serving.values():
+                yield Drained(name, attempt)
         for name, run in self.runs.items():
             if not run.ready and not run.stopping:
                 yield BecameReady(name, run.attempt)
             if run.stopping:
                 yield Ended(name, run.attempt)
 
-    def _runs_on(self, victim: tuple[str, int]) -> bool:
-        name, attempt = victim
-        return name in self.runs and self.runs[name].attempt == attempt
-
     def fork(self) -> World:
         """A copy that shares what never changes."""
-        fixed = [self.core._residency, self.limits, *(m.policy for m in self.core._models.values())]
-        return copy.deepcopy(self, {id(thing): thing for thing in fixed})
+        shared = [self.core.residency, self.core.rules, self.limits]
+        shared += [thing for m in self.core.models.values() for thing in (m.policy, m.costs)]
+        return copy.deepcopy(self, {id(thing): thing for thing in shared})
 
     # ---- one step -------------------------------------------------------------------------
 
@@ -180,31 +191,31 @@ class World:
                 self.serving.pop(ticket, None)
             case Drained(name, attempt):
                 # Either nothing was in flight, or the deadline has cut what was.
-                present = self._runs_on((name, attempt))
+                self.drains.discard((name, attempt))
+                present = name in self.runs and self.runs[name].attempt == attempt
                 for ticket in [t for t, m in self.serving.items() if m == name and present]:
                     del self.serving[ticket]
-                    self.core.handle(Left(ticket), float(self.now))
-                self.drains.discard((name, attempt))
-                for swap in self.swaps.values():
-                    swap.undrained.discard((name, attempt))
-            case Cleared(attempt):
-                del self.swaps[attempt]
+                    for command in self.core.handle(Left(ticket), float(self.now)):
+                        self._obey(command)
             case BecameReady(name, _):
                 self.runs[name].ready = True
+                self.runs[name].ready_at = self.now
             case Died(name, _) | GotStuck(name, _):
                 self.runs[name].stopping = True
                 self.runs[name].stuck = isinstance(event, GotStuck)
-                for ticket in [t for t, m in self.serving.items() if m == name]:
-                    del self.serving[ticket]
+                self._forget(name)
             case Ended(name, attempt, _):
                 assert self.runs.pop(name).attempt == attempt
-                self.drains.discard((name, attempt))  # what it would still say is stale: `stale_events`
-                for ticket in [t for t, m in self.serving.items() if m == name]:
-                    del self.serving[ticket]
+                self._forget(name)
             case ShutdownBegan():
                 self.closing = True
 
-    def _obey(self, command: Command) -> None:
+    def _forget(self, name: str) -> None:
+        self.drains = {(m, attempt) for m, attempt in self.drains if m != name}
+        for ticket in [t for t, m in self.serving.items() if m == name]:
+            del self.serving[ticket]
+
+    def _obey(self, command: Command) -> None:  # noqa: C901 - one case for each command
         match command:
             case Grant(ticket, name, attempt):
                 run = self.runs[name]
@@ -212,114 +223,176 @@ class World:
                 assert not run.stopping, "a grant needs a model that stays (I1)"
                 assert run.attempt == attempt, "a grant is for the present attempt (I2)"
                 self.serving[ticket] = self.waiting.pop(ticket)
+                assert list(self.serving.values()).count(name) <= self.core.models[name].policy.parallel
             case Reject(ticket, _):
                 del self.waiting[ticket]
-            case Start(name, attempt):
-                assert not self.closing, "no start after shutdown (I8)"
-                assert name not in self.runs, "one process for a model"
-                assert name in self.waiting.values(), "no load for nobody (I9)"
-                others = frozenset(self.runs)
-                assert not self.core._residency.victims(name, others), f"{name} starts beside {sorted(others)} (I4)"
-                self.runs[name] = FakeRun(attempt)
+            case Start(name, attempt, holding):
+                self._start(name, attempt, holding)
             case Stop(name, attempt, _):
-                run = self.runs[name]
-                assert run.attempt == attempt, "a stop is for the present attempt (I2)"
-                assert not run.stopping, "one teardown (I3)"
-                assert name not in self.serving.values(), "nobody is served by what is stopped (I1)"
-                run.stopping = True
-            case Swap(name, attempt, victims, _):
+                self._end(name, attempt)
+            case Swap(target, evictions):
                 assert not self.closing, "no swap after shutdown (I8)"
-                pairs = tuple((victim, self.runs[victim].attempt) for victim in victims)
-                self.swaps[attempt] = FakeSwap(name, pairs, set(pairs))
-            case AbandonSwap(attempt, _):
-                # In the shell its task may be anywhere; what it still says afterwards is stale.
-                self.swaps.pop(attempt, None)
-            case Drain(name, attempt, _):
-                self.drains.add((name, attempt))
+                assert target in self.waiting.values(), "nobody is put out for nobody (I9)"
+                for eviction in evictions:
+                    self._end(eviction.model, eviction.attempt)
+            case CloseGate(name, attempt, _, unload):
+                self._close_gate(name, attempt, unload)
+            case OpenGate(name, attempt):
+                assert self.runs[name].attempt == attempt, "a gate of the present attempt (I2)"
+                self.drains.discard((name, attempt))
+
+    def _start(self, name: str, attempt: int, holding: Holding) -> None:
+        assert not self.closing, "no start after shutdown (I8)"
+        assert name not in self.runs, "one process for a model"
+        assert name in self.waiting.values(), "no load for nobody (I9)"
+        self._check_promises(name)
+        others = {other: run.holding for other, run in self.runs.items()}
+        assert self.core.residency.place(name, others) == holding, f"{name} starts beside {sorted(others)} (I4)"
+        self.runs[name] = FakeRun(attempt, holding)
+        loads = sum(not run.ready and not run.stopping for run in self.runs.values())
+        assert loads <= self.core.rules.parallel_loads
+
+    def _check_promises(self, newcomer: str) -> None:
+        """Who starts takes nothing away from a claim that is overdue and has waited longer (I11)."""
+        core, claim = self.core, self.core.models[newcomer]
+        if core.rules.by_arrival:
+            return
+        for other in core.models.values():
+            if other.is_claim and due_at(other) <= self.now and due_at(other) < _due_before_start(claim):
+                stays = {m: run.holding for m, run in self.runs.items() if not run.stopping or run.stuck}
+                if self._could_have(other.name, stays):
+                    stays[newcomer] = core.models[newcomer].holding
+                    assert self._could_have(other.name, stays), f"{newcomer} took the room of {other.name} (I11)"
+
+    def _could_have(self, name: str, stays: Mapping[str, Holding]) -> bool:
+        def offers(other: str) -> Offer | None:
+            run = self.runs.get(other)
+            return Offer(0, False, 1) if run is not None and run.ready and not run.stuck else None
+
+        place, victims = self.core.residency.place, self.core.residency.victims
+        return place(name, stays) is not None or victims(name, stays, offers) is not None
+
+    def _end(self, name: str, attempt: int) -> None:
+        run = self.runs[name]
+        assert run.attempt == attempt, "a stop is for the present attempt (I2)"
+        assert not run.stopping, "one teardown (I3)"
+        assert name not in self.serving.values(), "nobody is served by what is stopped (I1)"
+        run.stopping = True
+        self.drains = {(m, a) for m, a in self.drains if m != name}
+
+    def _close_gate(self, name: str, attempt: int, unload: bool) -> None:
+        run, model = self.runs[name], self.core.models[name]
+        assert run.attempt == attempt, "a gate of the present attempt (I2)"
+        if not unload:
+            assert any(m != name for m in self.waiting.values()), "a gate is closed for somebody (I9)"
+            lightest = min(1.0, model.heaviest / max(c.queue.heaviest for c in self._claims()))
+            protected = run.ready_at + turn_lease(model) * lightest
+            assert self.now >= protected or name not in self.serving.values(), "a turn has its lease"
+        self.drains.add((name, attempt))
+
+    def _claims(self) -> list[Model]:
+        return [model for model in self.core.models.values() if model.is_claim]
 
     # ---- the laws ---------------------------------------------------------------------------
 
     def check(self) -> None:
         """What holds in every world, whatever happened before."""
-        models = self.core._models
-        for name, model in models.items():
+        for name, model in self.core.models.items():
             granted = {t for t, m in self.serving.items() if m == name}
             assert set(model.leases) == granted, "the scheduler counts exactly what is being served"
-            assert set(model.waiting) == {t for t, m in self.waiting.items() if m == name}, "no waiter is lost (I5)"
+            assert set(model.queue) == {t for t, m in self.waiting.items() if m == name}, "no waiter is lost (I5)"
             assert not model.leases or model.state in (State.READY, State.DRAINING), "leases need a live model (I1)"
-            assert not (model.state is State.READY and model.waiting), "an open gate lets everybody in"
+            idle_slot = model.state is State.READY and model.has_room
+            assert not (idle_slot and len(model.queue)), "an open gate lets in whom it can"
             assert (model.state in OCCUPIED) == (name in self.runs), "state and process agree"
             if model.state is State.DRAINING and not model.retiring:
-                assert self.core._swap is not None, "a gate is closed for somebody (I9)"
-                assert model in self.core._swap.victims
-        if self.core._swap is not None:
-            states = {victim.name: victim.state for victim in self.core._swap.victims}
-            assert State.READY not in states.values(), "the gates of the victims are closed"
-        tickets = set(self.core._where)
-        assert tickets == set(self.waiting) | set(self.serving), "nobody who left is remembered (I9)"
-        self._check_groups()
-        self._check_progress()
+                assert self.core.plan.closed.get(name) in self._claims(), "a gate is closed for somebody (I9)"
+        assert set(self.core._where) == set(self.waiting) | set(self.serving), "who left is not remembered (I9)"
+        self._check_indexes()
+        self._check_room()
+        self._check_nothing_was_missed()
 
-    def _check_groups(self) -> None:
-        for group in self.core._residency.groups:  # type: ignore[attr-defined]
-            if group.swap:
-                assert len(self.runs.keys() & set(group.members)) <= 1, "one member at a time (I4)"
+    def _check_indexes(self) -> None:
+        models = self.core.models.values()
+        assert set(self.core._claims) == {m.name for m in models if m.is_claim}
+        assert set(self.core._occupied) == {m.name for m in models if m.state in OCCUPIED}
 
-    def _check_progress(self) -> None:
+    def _check_room(self) -> None:
+        """What is resident fits, in the order in which it came (I4)."""
+        room = sorted(self.runs.items(), key=lambda item: item[1].attempt)
+        for i, (name, _) in enumerate(room):
+            before = {other: run.holding for other, run in room[:i]}
+            assert self.core.residency.place(name, before) is not None, f"{name} beside {sorted(before)} (I4)"
+
+    def _check_nothing_was_missed(self) -> None:
+        """A plan made now would change nothing: what was not decided again need not have been."""
         core = self.core
-        if core._swap is None and not core._closing:
-            for claim in core._claims():
-                if claim.state is State.STOPPED and claim.due <= core._now:
-                    raise AssertionError(f"{claim.name} is overdue and has no turn (I11)")
-        assert core.wake_at > core._now, "a time that has passed is acted on, not asked for again"
-        if self.waiting and not self.swaps and not self.drains and not any(r.stopping for r in self.runs.values()):
-            starting = any(not run.ready for run in self.runs.values())
-            assert starting or core.wake_at < math.inf, "whoever waits, something will happen (I6)"
+        models = core.models.values()
+        fresh = make_plan(
+            [m for m in models if m.is_claim], [m for m in models if m.state in OCCUPIED],
+            core.residency, core.rules, float(self.now),
+        )  # fmt: skip
+        if not core._closing:
+            assert not fresh.start, "a start was missed"
+            assert not fresh.swap, "a swap was missed"
+            assert not fresh.hopeless, "an answer was missed"
+            shut = {m.name for m in models if m.state is State.DRAINING and not m.retiring}
+            assert set(fresh.closed) == shut, "gates are as they should be"
+        assert core.wake_at <= fresh.wake_at, "it wakes in time"
+        assert core.wake_at > self.now, "a time that has passed is acted on, not asked for again"
+        if self.waiting and not self.serving and not self.drains and all(r.ready for r in self.runs.values()):
+            stopping = any(run.stopping for run in self.runs.values())
+            assert stopping or core.wake_at < math.inf, "whoever waits, something will happen (I6)"
 
     # ---- identity -------------------------------------------------------------------------------
 
     def key(self) -> object:
         """The same for worlds that differ only in names of tickets and attempts, and in absolute time."""
-        core, now = self.core, self.now
+        now = self.now
         tickets = {t: i for i, t in enumerate(sorted({*self.waiting, *self.serving}))}
         age = lambda t: min(now - t, MAX_WAIT + 1)  # noqa: E731
-        swap = core._swap
         return (
             tuple(
                 (
                     m.state,
-                    tuple((tickets[t], age(at)) for t, at in m.waiting.items()),
-                    tuple(sorted(tickets[t] for t in m.leases)),
-                    age(m.idle_since) if m.state is State.READY and not m.leases else 0,
-                    age(m.out_at) if m.waiting else 0,
-                    m.retiring,
-                    m.drained,
-                    m.stuck,
+                    tuple((w, tuple((tickets[t], age(at)) for t, at in line.items())) for w, line in m.queue.lines.items()),
+                    tuple(sorted((tickets[t], lease.weight) for t, lease in m.leases.items())),
+                    age(m.idle_since) if m.serves and not m.leases else 0,
+                    age(m.ready_at) if m.serves else 0,
+                    age(m.out_at) if len(m.queue) else 0,
+                    m.retiring, m.drained, m.stuck, m.out_of_memory,
+                    sorted(m.holding.items()) if m.holding else 0,
+                    m.credit > self.core._floor,
                 )
-                for m in core._models.values()
-            ),
-            swap and (swap.target.name, tuple(v.name for v in swap.victims), swap.phase),
+                for m in self.core.models.values()
+            ).__repr__(),
             tuple(sorted((n, r.ready, r.stopping, r.stuck) for n, r in self.runs.items())),
-            tuple(
-                (s.target, tuple(sorted(s.undrained)), tuple(map(self._runs_on, s.victims)))
-                for s in self.swaps.values()
-            ),
             tuple(sorted((n, n in self.runs and self.runs[n].attempt == a) for n, a in self.drains)),
-            core._closing,
-        )
+            self.core._closing,
+        )  # fmt: skip
+
+
+def _due_before_start(model: Model) -> float:
+    return model.queue.due(model.out_at, model.policy.max_wait)
 
 
 def make_world(
-    groups: tuple[GroupConfig, ...],
+    residency: Residency,
+    models: Sequence[str],
     limits: Limits | None = None,
     *,
-    ttl: float | None = TTL,
+    policy: Policy | None = None,
+    rules: Rules | None = None,
+    gaps: Sequence[float] = (),
     scheduler: Callable[..., Scheduler] = Scheduler,
+    **more: object,
 ) -> World:
     """A world at rest."""
-    names = [member for group in groups for member in group.members]
-    policies: Mapping[str, Policy] = {name: Policy(MAX_WAIT, ttl) for name in names}
-    return World(scheduler(policies, Groups(groups)), limits or Limits())
+    policy = policy or Policy(MAX_WAIT, TTL, turn_lease=1.0)
+    costs = {name: known_costs(gaps) for name in models}
+    return World(
+        scheduler(dict.fromkeys(models, policy), residency, rules=rules, costs=costs, **more), limits or Limits()
+    )
 
 
 def walk(start: World, bound: int = 200_000) -> int:
@@ -363,13 +436,6 @@ def stale_events(world: World) -> list[Event]:
     """News of attempts that are long over."""
     return [
         news
-        for name in world.core._models
-        for news in (
-            Drained(name, -1),
-            BecameReady(name, -1),
-            Ended(name, -1),
-            Died(name, -1),
-            GotStuck(name, -1),
-            Cleared(-1),
-        )
+        for name in world.core.models
+        for news in (Drained(name, -1), BecameReady(name, -1), Ended(name, -1), Died(name, -1), GotStuck(name, -1))
     ]

@@ -80,7 +80,12 @@ def check(files: Sequence[str]) -> None:
     """Validate a configuration and print every mistake."""
     begun = time.perf_counter()
     config = read_config(files)
-    what = f"{_count(len(config.models), 'model')} in {_count(len(config.groups), 'group')}"
+    what = _count(len(config.models), "model")
+    if config.matrix is not None:
+        what += f", a matrix of {_count(len(config.matrix.sets), 'set')}"
+    elif config.groups:
+        what += f" in {_count(len(config.groups), 'group')}"
+    what += ", as memory allows" if config.memory is not None else ""
     click.echo(f"no mistakes: {what}, checked in {1000 * (time.perf_counter() - begun):.0f} ms")
 
 
@@ -197,6 +202,69 @@ def _fill_standard_descriptors() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
         pass
     os.close(descriptor)
+
+
+# ---- in virtual time ------------------------------------------------------------------------
+
+
+def _number(least: float, most: float) -> Callable[[click.Context, click.Parameter, float | None], float | None]:
+    """A check of an option; click's own FloatRange lets nan through."""
+
+    def check(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+        if value is not None and not least <= value <= most:
+            raise click.BadParameter(f"found {value:g}, allowed is a number from {least:g} to {most:g}")
+        return value
+
+    return check
+
+
+def _float_option(name: str, most: float, help_: str, default: float | None = None) -> Callable[[Any], Any]:
+    return click.option(name, type=float, default=default, callback=_number(0, most), help=help_)
+
+
+@main.command()
+@click.argument("traces", nargs=-1, metavar="[TRACE]...")
+@click.option("-c", "--config", "file", metavar="FILE", help="What the models of recorded traces are like.")
+@click.option("--seeds", type=click.IntRange(1), default=10, show_default=True, help="Variants of each built-in trace.")
+@_float_option("--swap", 3600, "Seconds a middling model of the built-in traces loads for.  [default: 10]", 10.0)
+@click.option("--policy", "policies", metavar="NAME,...", default="lease,llama-swap,strict-fifo", show_default=True)
+@_float_option("--max-wait", float("inf"), "For the policy lease: max_wait, in seconds.")
+@_float_option("--turn-lease", float("inf"), "For the policy lease: turn_lease, in swap costs.")
+@_float_option("--linger", float("inf"), "For the policy lease: linger, in swap costs.")
+@click.option("--parallel-loads", type=click.IntRange(1), help="For the policy lease: parallel_loads.")
+@click.option("--weights", is_flag=True, help="Let the weights of the users in the traces count.")
+@click.option("--plot", metavar="FILE", help="Draw the ratios, too; .png or .svg.")
+def simulate(
+    traces: Sequence[str],
+    file: str | None,
+    seeds: int,
+    swap: float,
+    policies: str,
+    weights: bool,
+    plot: str | None,
+    **settings: float | None,
+) -> None:
+    """Replay TRACEs through the scheduler in virtual time, and compare policies.
+
+    A TRACE is built in, or a file of records, one JSON object in each line; without one,
+    all that are built in are replayed.
+    """
+    from trioswap.simulation import compare, configured, contenders, report
+    from trioswap.simulation import plot as picture
+
+    names = contenders.chosen(policies)
+    if plot:
+        picture.check(Path(plot), names)
+    frame = configured.frame(read_config([file])) if file else None
+    found = compare.find(traces, seeds, swap, frame)
+    click.echo("\n".join([report.intro(seeds, swap), "", *report.heading()]))
+    results = {}
+    for trace in found:
+        results[trace.name] = compare.run(trace, names, contenders.Settings(**settings), weights=weights)
+        click.echo("\n".join(report.rows(trace.name, results[trace.name])))
+    click.echo("\n".join([*report.refusals(results), *report.ratios(results)]))
+    if plot:
+        picture.draw(results, Path(plot))
 
 
 # ---- talking to a running daemon ------------------------------------------------------------

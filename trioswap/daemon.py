@@ -13,25 +13,31 @@ A second signal cuts what is being served, so only the grace of the model server
 from __future__ import annotations
 
 import logging
+import os
 import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
+import attrs
 import trio
 
 from trioswap.api import Services
 from trioswap.app import App
 from trioswap.config import Config, ModelConfig
 from trioswap.config.addresses import parse_listen
+from trioswap.devices import Machine
 from trioswap.errors import CannotListen
 from trioswap.fleet import Fleet
 from trioswap.logs import Logs
+from trioswap.memory import Memory, make_memory
 from trioswap.notify import feed_watchdog, notify
 from trioswap.process import ModelProcess
 from trioswap.remote import Prober
+from trioswap.residency import Holding
 from trioswap.server import HttpServer
+from trioswap.state import FILE, State, default_directory
 
 logger = logging.getLogger(__name__)
 
@@ -62,12 +68,17 @@ async def serve(
     """
     listeners = await open_listeners(config.listen)
     prober = Prober()
-    fleet = Fleet(config, partial(_supervise, secrets.token_hex(4), logs, prober))
+    memory = await trio.to_thread.run_sync(make_memory, config, Machine())
+    fleet = Fleet(config, partial(_supervise, secrets.token_hex(4), logs, prober, memory), memory)
+    directory = config.state_dir or default_directory(os.environ)
+    state = State(directory / FILE, config, fleet.costs, memory.budget.footprints if memory else None)
+    state.restore()
     http = HttpServer(App(Services(config, fleet, logs, int(time.time()))))
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             nursery.start_soon(feed_watchdog)
+            nursery.start_soon(state.run)
             async with trio.open_nursery() as connections:
                 await connections.start(http.run, listeners)
                 task_status.started(_urls(listeners))
@@ -84,8 +95,11 @@ async def serve(
     logger.info("stopped")
 
 
-def _supervise(instance: str, logs: Logs, prober: Prober, spec: ModelConfig, attempt: int) -> ModelProcess:
-    return ModelProcess(spec, f"{instance}-{attempt}", logs, prober)
+def _supervise(
+    instance: str, logs: Logs, prober: Prober, memory: Memory | None, spec: ModelConfig, attempt: int, holding: Holding
+) -> ModelProcess:
+    env = {} if memory is None else memory.environment(holding)
+    return ModelProcess(attrs.evolve(spec, env={**env, **spec.env}), f"{instance}-{attempt}", logs, prober)
 
 
 async def _wait_stop_signal(signals: AsyncIterator[int]) -> None:

@@ -42,7 +42,8 @@ def config_file() -> Iterator[Path]:
 def _config(models: dict[str, Path]) -> dict[str, object]:
     # One thread: such small models are slower with more.
     tables = {name: {"gguf": path.name, "args": ["--threads", "1"]} for name, path in models.items()}
-    return {"start_port": _free_ports(len(models)), "models": tables}
+    # An empty table: all models are in the default group, so one is resident at a time and there is a swap to see.
+    return {"start_port": _free_ports(len(models)), "state_dir": "state", "groups": {}, "models": tables}
 
 
 def _free_ports(count: int) -> int:

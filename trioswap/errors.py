@@ -199,6 +199,18 @@ class BodyTooLarge(RequestError):
         super().__init__(f"the request body is larger than {limit} bytes (max_request_body)")
 
 
+class NoBudget(RequestError):
+    """Memory is asked for where it is not counted."""
+
+    status = 409
+
+    def __init__(self) -> None:
+        super().__init__(
+            "memory is not counted here, because groups or a matrix alone say which models may be resident; "
+            "write [memory] into the configuration"
+        )
+
+
 # ---- a model server's fault -----------------------------------------------------------
 
 
@@ -216,13 +228,14 @@ class ModelError(TrioswapError):
 class StartFailed(ModelError):
     """The model server could not be started, exited before it was ready, or was late."""
 
-    def __init__(self, model: str, why: str) -> None:
+    def __init__(self, model: str, why: str, *, out_of_memory: bool = False) -> None:
         super().__init__(model, f'model "{model}" did not start: {why}; its last output is at /logs/stream/{model}')
         self.why = why
+        self.out_of_memory = out_of_memory
 
     def again(self) -> StartFailed:
         """A fresh instance of the same failure, for the next waiter."""
-        return StartFailed(self.model, self.why)
+        return StartFailed(self.model, self.why, out_of_memory=self.out_of_memory)
 
 
 class ModelUnloaded(ModelError):
@@ -242,6 +255,27 @@ class ModelStuck(ModelError):
     def __init__(self, model: str, stuck: str) -> None:
         what = "" if model == stuck else f'model "{model}" cannot start: '
         super().__init__(model, f'{what}the process of model "{stuck}" survived SIGKILL and still holds its memory')
+
+
+class MemoryLent(ModelError):
+    """The memory that the model needs is lent to a program that is not ours."""
+
+    retry_after = 60
+
+    def __init__(self, model: str, holder: str) -> None:
+        super().__init__(model, f'model "{model}" cannot start: the memory it needs is held by {holder}')
+
+
+class DoesNotFit(ModelError):
+    """The model needs more memory than there is."""
+
+    retry_after = None
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            model,
+            f'model "{model}" needs more memory than there is for models, even alone; see `trioswap plan {model}`',
+        )
 
 
 class LeaseCut(ModelError):

@@ -3,32 +3,93 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-from contextlib import AbstractAsyncContextManager
+import math
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import trio
 
+from trioswap import lent
 from trioswap.config import Config, ModelConfig
-from trioswap.errors import ModelStuck
-from trioswap.group import Lease, SwapGroup
-from trioswap.messages import ModelView
-from trioswap.process import Supervised
-from trioswap.residency import Groups, swap_domains
+from trioswap.errors import ModelStuck, NoBudget
+from trioswap.footprints import Wish
+from trioswap.group import Lease, Supervise, SwapGroup
+from trioswap.journal import Entry
+from trioswap.learning import LOAD, STOP, Average, Costs
+from trioswap.memory import Memory
+from trioswap.messages import ModelView, Policy, Rules, Squeezed, WaitView
+from trioswap.outlook import waiting
+from trioswap.residency import Holding, Residency
+from trioswap.residency.both import Both
+from trioswap.residency.budget import Budget
+from trioswap.residency.groups import Groups
+from trioswap.residency.matrix import Matrix
+from trioswap.scheduler import Scheduler
 
-Supervise = Callable[[ModelConfig, int], Supervised]
+
+def residency_of(config: Config, budget: Budget | None) -> Residency:
+    """The rule about living together that *config* asks for; *budget* is what its memory comes to, if that counts."""
+    rules: Residency | None = None
+    if config.matrix is not None:
+        rules = Matrix(config.matrix)
+    elif config.groups:
+        rules = Groups(config.groups)
+    if config.memory is None:
+        assert rules is not None, "there is always a rule"
+        return rules
+    assert budget is not None, "memory is in play"
+    return budget if rules is None else Both(rules, budget)
+
+
+def policy_of(config: Config, model: ModelConfig) -> Policy:
+    """What the scheduler must know of *model*."""
+    if config.policy == "fifo":
+        return Policy(math.inf, model.ttl, model.parallel, priority=model.priority, turn_lease=0.0, linger=0.0)
+    return Policy(
+        model.max_wait,
+        model.ttl,
+        model.parallel,
+        weight=model.weight,
+        priority=model.priority,
+        turn_lease=model.turn_lease,
+        linger=model.linger,
+    )
+
+
+def rules_of(config: Config) -> Rules:
+    """What it must know beyond that: llama-swap loads as much at once as can live together."""
+    return Rules(math.inf, by_arrival=True) if config.policy == "fifo" else Rules(config.parallel_loads)
+
+
+def costs_of(model: ModelConfig) -> Costs:
+    """What *model* is expected to cost before anything was measured."""
+    load = LOAD if model.load_cost is None else model.load_cost
+    stop = STOP if model.stop_cost is None else model.stop_cost
+    return Costs(load=Average(load), stop=Average(stop))
 
 
 class Fleet:
     """The models of one configuration, each in the swap group of those it can collide with."""
 
-    def __init__(self, config: Config, supervise: Supervise) -> None:
-        policy = Groups(config.groups)
+    def __init__(
+        self,
+        config: Config,
+        supervise: Supervise,
+        memory: Memory | None = None,
+    ) -> None:
+        self.costs = {name: costs_of(model) for name, model in config.models.items()}
+        self.memory = memory
+        budget = memory.budget if memory is not None else None
+        residency = residency_of(config, budget)
         attempts = itertools.count(1)  # one sequence for all: an attempt number names one process for ever
-        self.groups = [
-            SwapGroup({name: config.models[name] for name in sorted(domain)}, policy, supervise, attempts)
-            for domain in swap_domains(config.models, policy)
-        ]
+        self.groups = []
+        for domain in residency.domains(config.models):
+            models = {name: config.models[name] for name in sorted(domain)}
+            policies = {name: policy_of(config, model) for name, model in models.items()}
+            core = Scheduler(policies, residency, attempts, rules_of(config), self.costs, budget)
+            self.groups.append(SwapGroup(models, core, supervise, memory))
         self._ended = trio.Event()
+        self._watching = trio.CancelScope()  # around the look at other programs; cancelled when the daemon ends
         self._group_of = {name: group for group in self.groups for name in group.models}
 
     def __repr__(self) -> str:
@@ -40,16 +101,23 @@ class Fleet:
         async with trio.open_nursery() as nursery:
             for group in self.groups:
                 await nursery.start(group.run)
+                nursery.start_soon(self._watch_others, group)
             task_status.started()
         self._ended.set()
+
+    async def _watch_others(self, group: SwapGroup) -> None:
+        """Tell the scheduler what programs that are not ours leave for models."""
+        with self._watching:
+            if self.memory is not None:
+                await self.memory.watch_others(group.pids, lambda sizes: group.feed(Squeezed(sizes)))
 
     async def wait_ended(self) -> None:
         """Return when `run` has: after `shutdown()` every process tree is gone."""
         await self._ended.wait()
 
-    def lease(self, model: str) -> AbstractAsyncContextManager[Lease]:
+    def lease(self, model: str, weight: float | None = None) -> AbstractAsyncContextManager[Lease]:
         """Hold *model* up and serving for the length of the block; see `SwapGroup.lease`."""
-        return self._group_of[model].lease(model)
+        return self._group_of[model].lease(model, weight)
 
     async def unload(self, models: Iterable[str]) -> None:
         """Drain (bounded) and stop *models*; return when they are gone.
@@ -73,6 +141,7 @@ class Fleet:
 
     def shutdown(self) -> None:
         """Take no new work, reject what waits, drain (bounded) and stop everything."""
+        self._watching.cancel(reason="shutdown")
         for group in self.groups:
             group.shutdown()
 
@@ -82,5 +151,26 @@ class Fleet:
             group.hasten(why)
 
     def views(self) -> list[ModelView]:
-        """Every model as it stands, sorted by name."""
+        """Every model as it stands, sorted by name; also what stands for memory that is lent."""
         return sorted((view for group in self.groups for view in group.views()), key=lambda view: view.name)
+
+    def waiting(self) -> list[WaitView]:
+        """Every waiting request: its place, what it waits for, and an honest estimate."""
+        now, cores = trio.current_time(), [group.core for group in self.groups]
+        return [view for core in cores for view in waiting(core.models, core.plan, core.residency, now)]
+
+    def journal(self) -> list[Entry]:
+        """The last decisions, oldest first."""
+        return sorted((entry for group in self.groups for entry in group.journal.entries), key=lambda entry: entry.at)
+
+    @asynccontextmanager
+    async def hold(self, name: str, wish: Wish) -> AsyncIterator[Holding]:
+        """Lend memory to a program that is not ours, for the length of the block; see `lent.hold`.
+
+        Raises:
+            NoBudget: memory is not counted here.
+        """
+        if self.memory is None:
+            raise NoBudget
+        async with lent.hold(self.groups[0], self.memory.budget, name, wish) as holding:
+            yield holding

@@ -5,9 +5,10 @@ holds a token of the domain's `CapacityLimiter` from before its process is spawn
 the process tree is reaped: even a scheduler with a bug cannot make two of them overlap
 where only one fits.  Swaps are serialized by a `trio.Lock`:
 
-    lock -> gates of the victims are closed -> in-flight tracker drained, bounded
-         -> victims' scopes cancelled -> their tasks ended -> newcomer started
-         -> ready, and what waited for it holds its leases -> unlock
+    gates of the victims are closed, and what they serve runs out, bounded (nobody else waits for that)
+    lock -> in-flight tracker drained -> victims' scopes cancelled -> their tasks ended -> unlock
+
+and in the very step that the last task has ended the scheduler starts the newcomer.
 
 The fast path takes no lock and awaits nothing: `feed` is one synchronous step in which
 the scheduler says "granted" and the lease is counted, so there is no instant at which a
@@ -19,7 +20,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import attrs
@@ -28,21 +29,23 @@ import trio
 from trioswap.config import ModelConfig
 from trioswap.errors import LeaseCut, ModelStuck, StartFailed, TrioswapError
 from trioswap.inflight import Entry, InFlight
+from trioswap.journal import Journal
+from trioswap.memory import Memory
 from trioswap.messages import (
-    AbandonSwap,
     Arrived,
     BecameReady,
-    Cleared,
+    CloseGate,
     Command,
     Died,
-    Drain,
     Drained,
     Ended,
     Event,
     GotStuck,
     Grant,
     Left,
+    Measured,
     ModelView,
+    OpenGate,
     Policy,
     Reject,
     ShutdownBegan,
@@ -53,7 +56,7 @@ from trioswap.messages import (
     WokeUp,
 )
 from trioswap.process import Supervised
-from trioswap.residency import Residency
+from trioswap.residency import NOTHING, Holding
 from trioswap.scheduler import Scheduler
 from trioswap.upstream import Upstream
 
@@ -63,22 +66,31 @@ logger = logging.getLogger(__name__)
 CUT_GRACE = 1.0
 
 
+Supervise = Callable[[ModelConfig, int, Holding], Supervised]
+"""Makes the process of one attempt at a model, which may use what it holds of each device."""
+
+
 @attrs.define(eq=False)
 class Run:
     """One attempt of one model, from `Start` until its task has ended."""
 
     spec: ModelConfig
     attempt: int
+    holding: Holding = NOTHING
+    """What it may use of each device, in bytes."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     quarantine: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Around the wait for a stuck process; cancelled when the daemon ends."""
     stuck: bool = False
+    process: Supervised | None = None
     upstream: Upstream | None = None
     """The way to the server; None until it is ready."""
+    free: Holding = NOTHING
+    """Bytes of each device that were free beside it, when that was looked at last."""
+    used: Holding = NOTHING
+    """Its peak so far."""
     dead: trio.Event = attrs.field(factory=trio.Event)
     """Its server has ended, however it came to that; what it left may still be swept."""
-    settled: trio.Event = attrs.field(factory=trio.Event)
-    """It is ready, or over."""
     over: trio.Event = attrs.field(factory=trio.Event)
     """Its process tree is gone and its token given back, or it is stuck: nobody needs to wait any longer."""
 
@@ -90,6 +102,8 @@ class Lease:
     model: str
     attempt: int
     upstream: Upstream
+    holding: Holding
+    """What it may use of each device, in bytes."""
     dead: trio.Event
     """The server has ended: what one that died has set a moment later."""
 
@@ -108,22 +122,20 @@ class SwapGroup:
     """A swap domain: limiter, lock, nursery and the scheduler they obey."""
 
     def __init__(
-        self,
-        models: Mapping[str, ModelConfig],
-        residency: Residency,
-        supervise: Callable[[ModelConfig, int], Supervised],
-        attempts: Iterator[int] | None = None,
+        self, models: Mapping[str, ModelConfig], core: Scheduler, supervise: Supervise, memory: Memory | None = None
     ) -> None:
-        self.models = models
-        self.core = Scheduler({n: Policy(m.max_wait, m.ttl) for n, m in models.items()}, residency, attempts)
-        self.limiter = trio.CapacityLimiter(residency.capacity(frozenset(models)))
+        self.models = dict(models)
+        self.core = core
+        self.limiter = trio.CapacityLimiter(core.residency.capacity(frozenset(models)))
         self.inflight = InFlight()
-        self._supervise = supervise
+        self.journal = Journal()
+        self._supervise = dict.fromkeys(models, supervise)
+        self._memory = memory
         self._tickets = itertools.count(1)
         self._lock = trio.Lock()
         self._answers: dict[int, _Answer] = {}  # for exactly the tickets whose lease() has not returned
         self._runs: dict[str, Run] = {}  # for exactly the models whose supervised task has not ended
-        self._swaps: dict[int, trio.CancelScope] = {}
+        self._gates: dict[int, trio.CancelScope] = {}  # attempt -> who waits until it runs dry
         self._alarm = trio.CancelScope()
         self._closing = False
         self._nursery: trio.Nursery | None = None
@@ -145,10 +157,11 @@ class SwapGroup:
     # ---- what others ask for -----------------------------------------------------------------
 
     @asynccontextmanager
-    async def lease(self, model: str) -> AsyncIterator[Lease]:
+    async def lease(self, model: str, weight: float | None = None) -> AsyncIterator[Lease]:
         """Hold *model* up and serving for the length of the block.
 
-        Waits for its turn and for its start, without bound of its own: the scheduler has one.
+        Waits for its turn and for its start, without bound of its own: the scheduler has one,
+        and *weight* says how fast the waiting counts.
 
         Raises:
             StartFailed, ModelUnloaded, ModelStuck, ShuttingDown: what the scheduler rejected it with.
@@ -158,7 +171,7 @@ class SwapGroup:
         self._answers[ticket] = answer
         with answer.entry.scope:
             try:
-                self.feed(Arrived(ticket, model))
+                self.feed(Arrived(ticket, model, weight))
                 if answer.lease is None:  # the fast path has no checkpoint at all
                     await answer.given.wait()
                 if answer.error is not None:
@@ -172,6 +185,21 @@ class SwapGroup:
                 self.feed(Left(ticket))
         if answer.entry.scope.cancelled_caught:
             raise LeaseCut(model, answer.entry.cut_because or "cancelled")
+
+    def add(self, spec: ModelConfig, policy: Policy, supervise: Supervise) -> None:
+        """There is one more model, run by *supervise*."""
+        self.core.add(spec.name, policy)
+        self.models[spec.name] = spec
+        self.limiter.total_tokens += 1
+        self._supervise[spec.name] = supervise
+
+    async def remove(self, name: str) -> None:
+        """There is one less, once it has ended; nobody asks for it any more."""
+        if name in self._runs:
+            await self._runs[name].over.wait()
+        self.core.remove(name)
+        del self.models[name], self._supervise[name]
+        self.limiter.total_tokens -= 1
 
     async def unload(self, models: tuple[str, ...]) -> None:
         """Drain (bounded) and stop *models*; return when their process trees are gone.
@@ -202,6 +230,10 @@ class SwapGroup:
         for run in self._runs.values():
             self.inflight.cut(run.attempt, why)
 
+    def pids(self) -> list[int]:
+        """Of all processes of all model servers."""
+        return [pid for run in self._runs.values() if run.process is not None for pid in run.process.pids()]
+
     def views(self) -> list[ModelView]:
         """Every model as it stands, sorted by name."""
         return self.core.views()
@@ -216,58 +248,65 @@ class SwapGroup:
 
     def _obey(self, command: Command) -> None:
         assert self._nursery is not None, "run() owns the tasks"
-        _log(command)
+        self.journal.note(command)
         match command:
             case Grant(ticket, model):
                 answer, run = self._answers[ticket], self._runs[model]
                 assert run.upstream is not None, "only a ready model is granted"
                 self.inflight.enter(run.attempt, ticket, answer.entry)
-                answer.lease = Lease(model, run.attempt, run.upstream, run.dead)
+                answer.lease = Lease(model, run.attempt, run.upstream, run.holding, run.dead)
                 answer.given.set()
             case Reject(ticket, error):
                 self._answers[ticket].error = error
                 self._answers[ticket].given.set()
-            case Swap(_, attempt):
-                self._swaps[attempt] = trio.CancelScope()
-                self._nursery.start_soon(self._swap, command, [self._runs[v] for v in command.victims])
-            case AbandonSwap(attempt, reason):
-                self._swaps[attempt].cancel(reason=reason)
-            case Drain(model, _, reason):
-                run = self._runs[model]
-                self._nursery.start_soon(self._drain, run, run.spec.unload_drain_timeout, reason)
-            case Start(model, attempt):
-                run = self._runs[model] = Run(self.models[model], attempt)
+            case CloseGate(model, attempt, reason, unload):
+                self._open_gate(attempt)  # an unload takes over from a swap
+                self._gates[attempt] = scope = trio.CancelScope()
+                self._nursery.start_soon(self._drain, self._runs[model], scope, reason, unload)
+            case OpenGate(_, attempt):
+                self._open_gate(attempt)
+            case Swap():
+                runs = [self._runs[eviction.model] for eviction in command.evictions]
+                self._nursery.start_soon(self._swap, command, runs)
+            case Start(model, attempt, holding):
+                run = self._runs[model] = Run(self.models[model], attempt, holding)
                 self._nursery.start_soon(self._supervise_run, run)
-            case Stop(model, _, reason):
+            case Stop(model, attempt, reason):
+                self._open_gate(attempt)
                 self._runs[model].scope.cancel(reason=reason)
 
-    async def _swap(self, swap: Swap, victims: list[Run]) -> None:
-        """One swap, under the lock: drain, end the victims, let the newcomer start, wait until it is settled."""
-        with self._swaps[swap.attempt]:
-            async with self._lock:
-                async with trio.open_nursery() as nursery:
-                    for run in victims:
-                        nursery.start_soon(self._drain, run, run.spec.drain_timeout, swap.reason)
-                for run in victims:
-                    await run.over.wait()
-                self.feed(Cleared(swap.attempt))
-                newcomer = self._runs.get(swap.model)
-                if newcomer is not None:
-                    await newcomer.settled.wait()
-        del self._swaps[swap.attempt]
+    def _open_gate(self, attempt: int) -> None:
+        """Nobody waits any more until it runs dry."""
+        if attempt in self._gates:
+            self._gates.pop(attempt).cancel(reason="the gate is open again, or nothing is left behind it")
 
-    async def _drain(self, run: Run, timeout: float | None, why: str) -> None:
-        """Wait until nothing is in flight on *run*; after *timeout* seconds cut what is left."""
-        name = run.spec.name
-        with trio.move_on_after(math.inf if timeout is None else timeout) as late:
-            await self._wait_idle(run)
-        if late.cancelled_caught:
-            why = f"it was still running {timeout:g} s after its model was to stop ({why})"
-            count = self.inflight.cut(run.attempt, why)
-            logger.warning("drain deadline cuts requests model=%s count=%d", name, count)
-            with trio.move_on_after(CUT_GRACE):
+    async def _swap(self, swap: Swap, victims: list[Run]) -> None:
+        """Under the lock: see the victims drained, end them, wait until they are gone."""
+        async with self._lock:
+            for run in victims:  # their gates are closed and they have run dry, so this returns at once
+                with trio.move_on_after(CUT_GRACE):
+                    await self._wait_idle(run)
+            for run, eviction in zip(victims, swap.evictions, strict=True):
+                self._open_gate(run.attempt)
+                run.scope.cancel(reason=str(eviction))
+            for run in victims:
+                await run.over.wait()
+
+    async def _drain(self, run: Run, scope: trio.CancelScope, why: str, unload: bool) -> None:
+        """Wait until nothing is in flight on *run*; after its deadline cut what is left."""
+        timeout = run.spec.unload_drain_timeout if unload else run.spec.drain_timeout
+        with scope:
+            with trio.move_on_after(math.inf if timeout is None else timeout) as late:
                 await self._wait_idle(run)
-        self.feed(Drained(name, run.attempt))
+            if late.cancelled_caught:
+                why = f"it was still running {timeout:g} s after its model was to stop ({why})"
+                count = self.inflight.cut(run.attempt, why)
+                logger.warning("drain deadline cuts requests model=%s count=%d", run.spec.name, count)
+                with trio.move_on_after(CUT_GRACE):
+                    await self._wait_idle(run)
+        if self._gates.get(run.attempt) is scope:  # else the gate was opened in the step that woke us
+            del self._gates[run.attempt]
+            self.feed(Drained(run.spec.name, run.attempt))
 
     async def _wait_idle(self, run: Run) -> None:
         """Return when nothing is in flight on *run*; whoever still reads from a dead one delays nobody."""
@@ -281,21 +320,26 @@ class SwapGroup:
 
         A stuck process keeps the token: what it holds in memory is not there for others.
         """
-        process = self._supervise(run.spec, run.attempt)
+        process = run.process = self._supervise[run.spec.name](run.spec, run.attempt, run.holding)
         failure: StartFailed | None = None
         async with self.limiter:
             with run.scope:
                 failure = await self._run_process(process, run)
             if process.stuck:
                 await self._wait_in_quarantine(process, run)
+            elif self._memory is not None:
+                await self._memory.wait_returned(run.free, run.used)
         del self._runs[run.spec.name]
-        run.settled.set()
+        self._open_gate(run.attempt)
         run.over.set()
         self.feed(Ended(run.spec.name, run.attempt, failure))
 
     async def _run_process(self, process: Supervised, run: Run) -> StartFailed | None:
         try:
-            return await process.run(task_status=_Report(self, run))
+            async with trio.open_nursery() as nursery:
+                failure = await process.run(task_status=_Report(self, run, nursery))
+                nursery.cancel_scope.cancel(reason="the server has ended")
+            return failure
         except Exception as exc:  # a bug in the supervision of one model is that model's failure, not the daemon's
             logger.exception("supervision broke model=%s attempt=%d", run.spec.name, run.attempt)
             return StartFailed(run.spec.name, f"internal error: {exc!r}")
@@ -304,10 +348,21 @@ class SwapGroup:
             if run.upstream is not None:
                 run.upstream.close()
 
+    async def _measure(self, run: Run) -> None:
+        """What the server uses, from readiness to its end."""
+
+        def report(peak: Holding) -> None:
+            assert self._memory is not None
+            run.used, run.free = peak, self._memory.free()
+            self.feed(Measured(run.spec.name, run.attempt, peak))
+
+        assert run.process is not None
+        if self._memory is not None and run.spec.port_owner == "child":  # of a container we would see the client
+            await self._memory.watch(run.process.pids, report)
+
     async def _wait_in_quarantine(self, process: Supervised, run: Run) -> None:
         logger.error("process survived SIGKILL and is quarantined model=%s attempt=%d", run.spec.name, run.attempt)
         run.stuck = True
-        run.settled.set()
         run.over.set()
         self.feed(GotStuck(run.spec.name, run.attempt))
         with run.quarantine:
@@ -328,11 +383,12 @@ class _Report:
 
     group: SwapGroup
     run: Run
+    nursery: trio.Nursery
 
     def started(self, value: Upstream) -> None:
         self.run.upstream = value
         self.group.feed(BecameReady(self.run.spec.name, self.run.attempt))
-        self.run.settled.set()
+        self.nursery.start_soon(self.group._measure, self.run)
 
     def died(self) -> None:
         self.run.dead.set()
@@ -342,22 +398,3 @@ class _Report:
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel(reason="the server is dead")
-
-
-def _log(command: Command) -> None:
-    """The only place decisions are logged."""
-    match command:
-        case Swap(model, attempt, victims, reason):
-            logger.info(
-                "swap model=%s attempt=%d evicts=%s reason=%s", model, attempt, ",".join(victims) or "-", reason
-            )
-        case Stop(model, attempt, reason):
-            logger.info("stop model=%s attempt=%d reason=%s", model, attempt, reason)
-        case AbandonSwap(attempt, reason):
-            logger.info("swap abandoned attempt=%d reason=%s", attempt, reason)
-        case Drain(model, attempt, reason):
-            logger.info("drain model=%s attempt=%d reason=%s", model, attempt, reason)
-        case Reject(ticket, error):
-            logger.info("reject ticket=%d error=%s", ticket, error)
-        case _:
-            logger.debug("%s", command)

@@ -5,20 +5,27 @@ Events are past tense: what happened.  Commands are imperative: what must be don
 
 from __future__ import annotations
 
+import math
+
 import attrs
 
 from trioswap.errors import StartFailed, TrioswapError
 from trioswap.lifecycle import State
+from trioswap.residency import NOTHING, Holding
 
 # ---- events --------------------------------------------------------------------------------
 
 
 @attrs.frozen
 class Arrived:
-    """A request for *model* came; *ticket* names it from now on."""
+    """A request for *model* came; *ticket* names it from now on.
+
+    Its waiting counts *weight* times as fast; None: as the model's policy says.
+    """
 
     ticket: int
     model: str
+    weight: float | None = None
 
 
 @attrs.frozen
@@ -33,13 +40,6 @@ class Drained:
     """Nothing is in flight on a model whose gate is closed, or its drain deadline has cut the rest."""
 
     model: str
-    attempt: int
-
-
-@attrs.frozen
-class Cleared:
-    """Every victim of the swap has ended: process tree reaped, port free."""
-
     attempt: int
 
 
@@ -77,6 +77,22 @@ class GotStuck:
 
 
 @attrs.frozen
+class Measured:
+    """What the server of an attempt has used of each device, at its peak so far, in bytes."""
+
+    model: str
+    attempt: int
+    peak: Holding
+
+
+@attrs.frozen
+class Squeezed:
+    """Bytes of each device that there are for models now: other programs have taken some, or given some back."""
+
+    sizes: Holding
+
+
+@attrs.frozen
 class UnloadAsked:
     """An operator wants these models gone."""
 
@@ -94,7 +110,18 @@ class WokeUp:
 
 
 Event = (
-    Arrived | Left | Drained | Cleared | BecameReady | Died | Ended | GotStuck | UnloadAsked | ShutdownBegan | WokeUp
+    Arrived
+    | Left
+    | Drained
+    | BecameReady
+    | Died
+    | Ended
+    | GotStuck
+    | Measured
+    | Squeezed
+    | UnloadAsked
+    | ShutdownBegan
+    | WokeUp
 )
 
 # ---- commands ------------------------------------------------------------------------------
@@ -118,38 +145,66 @@ class Reject:
 
 
 @attrs.frozen
+class CloseGate:
+    """Nothing new is granted: wait, bounded, until nothing is in flight, then report `Drained`."""
+
+    model: str
+    attempt: int
+    reason: str
+    unload: bool = False
+    """For good, with the bound of an unload; else for a swap, with the model's own bound, if it has one."""
+
+
+@attrs.frozen
+class OpenGate:
+    """Whoever waits for the model to drain need not any more: it goes on."""
+
+    model: str
+    attempt: int
+    reason: str
+
+
+@attrs.frozen
+class Eviction:
+    """One model put out for another, and why."""
+
+    model: str
+    attempt: int
+    target: str
+    """For whose sake."""
+    was: State
+    """READY: it was idle.  DRAINING: its gate was closed while it worked.  STARTING: nobody waited for it any more."""
+    idle: float
+    """Seconds since its last request."""
+    reload: float
+    """Seconds its next load is expected to take."""
+    waited: float
+    """Seconds the oldest request for the target has waited."""
+
+    def __str__(self) -> str:
+        """One sentence for people."""
+        did = {State.READY: f"idle {self.idle:.1f} s", State.STARTING: "loading for nobody"}
+        return (
+            f"evicted {self.model}: {did.get(self.was, 'busy until its gate closed')}, "
+            f"reload costs {self.reload:.1f} s; for {self.target}, waited {self.waited:.1f} s"
+        )
+
+
+@attrs.frozen
 class Swap:
-    """Under the group's lock: drain and end *victims*, report `Cleared`, then wait for the newcomer."""
+    """Under the group's lock: end these models together.  Each reports `Ended` as always."""
 
-    model: str
-    attempt: int
-    victims: tuple[str, ...]
-    reason: str
-
-
-@attrs.frozen
-class AbandonSwap:
-    """The swap is off; whoever carries it out lets go of the lock."""
-
-    attempt: int
-    reason: str
-
-
-@attrs.frozen
-class Drain:
-    """Without the lock: wait, bounded, until nothing is in flight, then report `Drained`."""
-
-    model: str
-    attempt: int
-    reason: str
+    target: str
+    evictions: tuple[Eviction, ...]
 
 
 @attrs.frozen
 class Start:
-    """Start the supervised task of this attempt."""
+    """Start the supervised task of this attempt, which holds *holding* until it has ended."""
 
     model: str
     attempt: int
+    holding: Holding = NOTHING
 
 
 @attrs.frozen
@@ -161,7 +216,7 @@ class Stop:
     reason: str
 
 
-Command = Grant | Reject | Swap | AbandonSwap | Drain | Start | Stop
+Command = Grant | Reject | CloseGate | OpenGate | Swap | Start | Stop
 
 
 # ---- what goes in before, and what can be seen ----------------------------------------------
@@ -171,8 +226,32 @@ Command = Grant | Reject | Swap | AbandonSwap | Drain | Start | Stop
 class Policy:
     """What the scheduler must know of one model."""
 
-    max_wait: float
+    max_wait: float = 60.0
+    """Seconds a claim waits before the gates of what is in its way close; inf: for ever."""
     ttl: float | None = None
+    """Idle seconds after which it is stopped."""
+    parallel: float = math.inf
+    """Requests granted at the same time."""
+    weight: float = 1.0
+    """How fast the waiting of its requests counts."""
+    priority: int = 0
+    """Who is next among those that are not overdue: the highest."""
+    turn_lease: float = 4.0
+    """A fresh turn is protected for so many times its own swap cost, but never longer than max(max_wait, one swap)."""
+    linger: float = 1.0
+    """An idle model is held for at most so many times its swap cost; 0: not at all."""
+    yields: bool = True
+    """False: nobody puts it out once it has begun (memory lent to a program that is not ours)."""
+
+
+@attrs.frozen
+class Rules:
+    """What the scheduler must know beyond the single model."""
+
+    parallel_loads: float = 1
+    """Models loading at the same time."""
+    by_arrival: bool = False
+    """llama-swap's line: by priority, then by the arrival of the oldest request, whoever was just put out."""
 
 
 @attrs.frozen
@@ -184,3 +263,22 @@ class ModelView:
     attempt: int
     leases: int
     waiting: int
+    holding: Holding = NOTHING
+
+
+@attrs.frozen
+class WaitView:
+    """One waiting request as others may see it."""
+
+    ticket: int
+    model: str
+    waited: float
+    """Seconds since it came."""
+    place: int
+    """1: it is among those served next when its model is ready; counted within the line for its model."""
+    stage: str
+    """What happens now: `queued`, `draining` (others finish), `stopping` (others end) or `loading`."""
+    waits_for: tuple[str, ...]
+    """The models in its way."""
+    estimate: float
+    """Seconds until it is served, as far as can be told from learned costs."""

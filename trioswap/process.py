@@ -25,6 +25,7 @@ from trioswap.errors import StartFailed
 from trioswap.logs import Logs
 from trioswap.proctree import PortOwner
 from trioswap.remote import Prober
+from trioswap.symptoms import OVERLAP, is_out_of_memory
 from trioswap.upstream import Upstream, reason
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,10 @@ class Supervised(Protocol):
         """Return once a stuck process has ended after all.  May wait for ever."""
         ...
 
+    def pids(self) -> list[int]:
+        """Its process tree, as far as it can be seen."""
+        ...
+
 
 class ModelProcess:
     """One attempt at running the server of one model."""
@@ -96,6 +101,7 @@ class ModelProcess:
         self._last_probe = "none was answered"
         self._last_word = 0.0
         self._last_bytes = b""
+        self._short_of_memory = False  # its output has complained
         self._spoke = trio.Event()  # replaced whenever somebody begins to listen
         self._silent = trio.Event()  # its output has ended
 
@@ -125,6 +131,10 @@ class ModelProcess:
                 # Shielded, or the cancelled task would leave the tree running; every wait inside has its deadline.
                 with trio.CancelScope(shield=True):
                     await self._end(child, output)
+
+    def pids(self) -> list[int]:
+        """Its process tree, as far as it can be seen."""
+        return [] if self._child is None else [process.pid for process in self._family(self._child)]
 
     async def wait_gone(self) -> None:
         """Return once a stuck process has ended after all.  May wait for ever."""
@@ -169,6 +179,9 @@ class ModelProcess:
             try:
                 async for chunk in process.stdout:
                     self._logs.from_child(self.spec.name, bytes(chunk))
+                    self._short_of_memory = self._short_of_memory or is_out_of_memory(
+                        self._last_bytes[-OVERLAP:] + chunk
+                    )
                     self._last_bytes = (self._last_bytes + chunk[-LAST_LINE:])[-LAST_LINE:]
                     self._last_word = trio.current_time()
                     self._spoke.set()
@@ -333,7 +346,9 @@ class ModelProcess:
 
     def _failure(self, why: str) -> StartFailed:
         logger.warning("start failed model=%s: %s", self.spec.name, why)
-        return StartFailed(self.spec.name, why)
+        # Nobody else kills a server that is loading with SIGKILL: the kernel does when memory is short.
+        killed = self._child is not None and self._child.returncode == -signal.SIGKILL
+        return StartFailed(self.spec.name, why, out_of_memory=killed or self._short_of_memory)
 
     def _last_line(self) -> str:
         """Of this attempt; the ring also keeps what earlier ones said."""

@@ -3,17 +3,16 @@
 One scheduler decides for one swap domain: the models that can be in each other's way.
 It does no I/O, reads no clock (`now` comes in, `wake_at` goes out) and does not log.
 
-The policy of this version.  A ready model serves whatever comes for it, so work is
-batched by model.  A model with waiters that is not resident is a *claim*; the claim that
-has waited longest is next, and a model that was just put out starts to wait anew.  A
-claim takes its turn as soon as nothing in its way is busy; once it has waited `max_wait`
-the gates of what is in its way close: nothing new is sent there, what runs may finish.
+A ready model serves whatever comes for it, so work is batched by model.  Everything else
+is a plan (`planning`), made anew after each event that may change it; this module keeps the
+books that plans are made from, and carries them out:
 
-One swap is under way at a time, in three phases:
+    gate closed     nothing new is granted, what is served may finish   (-> may open again)
+    swap            all victims of a claim have run dry: they end together  (-> no way back)
+    start           the room is really there: its reservation begins
 
-    DRAIN   the gates of the victims are closed, their requests run out   (-> may be abandoned)
-    CLEAR   the victims are being stopped                                 (-> no way back)
-    START   the newcomer is loading                                       (-> stopped if nobody waits but others)
+What an event cannot have changed is not decided again: to grant a request to an open model,
+or to see one of several leave, costs the same whatever the number of models and waiters.
 
 Identity.  Every start has an attempt number.  What comes back carries it, and what
 belongs to another attempt than the present one changes nothing (invariant I2).
@@ -21,118 +20,76 @@ belongs to another attempt than the present one changes nothing (invariant I2).
 
 from __future__ import annotations
 
-import enum
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
-import attrs
-
 from trioswap import lifecycle
-from trioswap.errors import ModelStuck, ModelUnloaded, ShuttingDown, StartFailed, TrioswapError
+from trioswap.errors import ModelUnloaded, ShuttingDown, StartFailed, TrioswapError
+from trioswap.learning import Average, Costs
 from trioswap.lifecycle import OCCUPIED, State
 from trioswap.messages import (
-    AbandonSwap,
     Arrived,
     BecameReady,
-    Cleared,
+    CloseGate,
     Command,
     Died,
-    Drain,
     Drained,
     Ended,
     Event,
     GotStuck,
     Grant,
     Left,
+    Measured,
     ModelView,
+    OpenGate,
     Policy,
     Reject,
+    Rules,
     ShutdownBegan,
+    Squeezed,
     Start,
     Stop,
     Swap,
     UnloadAsked,
     WokeUp,
 )
-from trioswap.residency import Residency
-
-# ---- what it remembers ----------------------------------------------------------------------
-
-
-@attrs.define(eq=False)
-class _Model:
-    name: str
-    policy: Policy
-    state: State = State.STOPPED
-    attempt: int = 0
-    """Of the present run, or of the last one; 0: never started."""
-    waiting: dict[int, float] = attrs.field(factory=dict)
-    """ticket -> when it arrived, in order of arrival.  Empty while READY: the gate is open."""
-    leases: set[int] = attrs.field(factory=set)
-    """Tickets being served.  Empty unless READY or DRAINING (invariant I1)."""
-    idle_since: float = 0.0
-    """When it last ran out of work; counts only while READY without leases."""
-    out_at: float = -math.inf
-    """When its last turn ended."""
-    retiring: bool = False
-    """Being unloaded: the gate does not open again in this run."""
-    drained: bool = False
-    """`Drained` has come in this DRAINING."""
-    stuck: bool = False
-    """Its process survived SIGKILL; only while STOPPING."""
-
-    def move(self, event: lifecycle.Event) -> None:
-        self.state = lifecycle.next_state(self.state, event)
-
-    @property
-    def is_claim(self) -> bool:
-        return bool(self.waiting) and self.state in (State.STOPPED, State.STOPPING)
-
-    @property
-    def claim_start(self) -> float:
-        """Since when its waiters are kept from it: the oldest came, or it was put out."""
-        return max(next(iter(self.waiting.values())), self.out_at)
-
-    @property
-    def due(self) -> float:
-        return self.claim_start + self.policy.max_wait
-
-    @property
-    def expires(self) -> float:
-        """When its time to live is over; never while it works."""
-        idle = self.state is State.READY and not self.leases
-        return self.idle_since + self.policy.ttl if idle and self.policy.ttl is not None else math.inf
-
-
-class _Phase(enum.Enum):
-    DRAIN = enum.auto()
-    CLEAR = enum.auto()
-    START = enum.auto()
-
-
-@attrs.define(eq=False)
-class _Swap:
-    target: _Model
-    attempt: int
-    victims: list[_Model]
-    phase: _Phase
+from trioswap.outlook import eviction, hopeless
+from trioswap.planning import Plan, make_plan, one_to_relieve
+from trioswap.residency import NOTHING, Holding, Residency
+from trioswap.residency.budget import Budget
+from trioswap.turns import Model, Served, credit
 
 
 class Scheduler:
     """The decisions of one swap domain.  Not thread-safe, and needs not be: every call is one step."""
 
     def __init__(
-        self, policies: Mapping[str, Policy], residency: Residency, attempts: Iterator[int] | None = None
+        self,
+        policies: Mapping[str, Policy],
+        residency: Residency,
+        attempts: Iterator[int] | None = None,
+        rules: Rules | None = None,
+        costs: Mapping[str, Costs] | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        self._models = {name: _Model(name, policy) for name, policy in sorted(policies.items())}
-        self._residency = residency
+        costs = costs or {}
+        self.models = {n: Model(n, policy, costs.get(n) or Costs()) for n, policy in sorted(policies.items())}
+        self.residency = residency
+        self.rules = rules or Rules()
+        self.plan = Plan()
+        """The last one: who waits for what."""
+        self._budget = budget  # what of the residency is about memory, if anything
         self._attempts = attempts if attempts is not None else itertools.count(1)
-        self._where: dict[int, _Model] = {}  # ticket -> model, for exactly the tickets in waiting and leases
-        self._swap: _Swap | None = None
+        self._where: dict[int, Model] = {}  # ticket -> model, for exactly the tickets in queues and leases
+        self._claims: dict[str, Model] = {}
+        self._occupied: dict[str, Model] = {}
+        self._floor = 0.0  # credit of whoever was put out last
         self._closing = False
         self._now = 0.0
+        self._wake_at = math.inf
+        self._stale = False  # something has happened since the last plan that may change it
         self._out: list[Command] = []
 
     def __repr__(self) -> str:
@@ -142,255 +99,291 @@ class Scheduler:
         ]
         return f"<Scheduler {', '.join(busy) or 'idle'}>"
 
+    def add(self, name: str, policy: Policy) -> None:
+        """There is one more model."""
+        self.models[name] = Model(name, policy, Costs(load=Average(0.0), stop=Average(0.0)))
+
+    def remove(self, name: str) -> None:
+        """There is one less, which is stopped and has no waiters."""
+        model = self.models.pop(name)
+        assert model.state is State.STOPPED
+        assert not model.queue.count
+
     def views(self) -> list[ModelView]:
         """Every model as it stands, sorted by name."""
-        return [ModelView(m.name, m.state, m.attempt, len(m.leases), len(m.waiting)) for m in self._models.values()]
+        return [
+            ModelView(m.name, m.state, m.attempt, len(m.leases), len(m.queue), m.holding) for m in self.models.values()
+        ]
 
     @property
     def wake_at(self) -> float:
         """When `WokeUp` is wanted at the latest, in the time of `now`; inf: not at all."""
-        times = [model.expires for model in self._models.values()]
-        if self._swap is None:
-            times += [claim.due for claim in self._claims() if claim.due > self._now]
-        return min(times, default=math.inf)
+        return self._wake_at
 
     def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - one case for each event
         """Take one event, return what must be done about it, in this order."""
         self._now = now
         match event:
-            case Arrived(ticket, name):
-                self._arrived(ticket, self._models[name])
+            case Arrived(ticket, name, weight):
+                self._arrived(ticket, self.models[name], weight)
             case Left(ticket):
                 self._left(ticket)
             case Drained(name, attempt):
-                self._drained(self._models[name], attempt)
-            case Cleared(attempt):
-                self._cleared(attempt)
+                self._drained(self.models[name], attempt)
             case BecameReady(name, attempt):
-                self._ready(self._models[name], attempt)
+                self._ready(self.models[name], attempt)
             case Ended(name, attempt, failure):
-                self._ended(self._models[name], attempt, failure)
+                self._ended(self.models[name], attempt, failure)
             case Died(name, attempt):
-                self._died(self._models[name], attempt)
+                self._died(self.models[name], attempt)
             case GotStuck(name, attempt):
-                self._got_stuck(self._models[name], attempt)
+                self._got_stuck(self.models[name], attempt)
+            case Measured(name, attempt, peak):
+                self._measured(self.models[name], attempt, peak)
+            case Squeezed(sizes) if self._budget is not None:
+                self._budget.resize(sizes)
+                self._stale = True
             case UnloadAsked(names):
                 for name in names:
-                    self._unload(self._models[name], partial(ModelUnloaded, name), "unloaded by an operator")
+                    self._unload(self.models[name], partial(ModelUnloaded, name), "unloaded by an operator")
             case ShutdownBegan():
                 self._shut_down()
             case WokeUp():
                 pass
-        self._plan()
+        if self._stale or now >= self._wake_at:
+            self._replan()
         commands, self._out = self._out, []
         return commands
 
     # ---- requests --------------------------------------------------------------------------
 
-    def _arrived(self, ticket: int, model: _Model) -> None:
+    def _arrived(self, ticket: int, model: Model, weight: float | None) -> None:
         if self._closing:
             self._out.append(Reject(ticket, ShuttingDown()))
             return
         self._where[ticket] = model
-        model.waiting[ticket] = self._now
+        if model.out_of_work:
+            model.costs.gaps.append(self._now - model.idle_since)
+            model.out_of_work = False
+        model.queue.add(ticket, self._now, model.policy.weight if weight is None else weight)
         if model.state is State.READY:
             self._grant_all(model)
+        else:
+            self._classify(model)
+            self._stale = self._stale or model.state is not State.STARTING
 
     def _left(self, ticket: int) -> None:
         model = self._where.pop(ticket, None)
         if model is None:  # rejected, or its model died: already forgotten
             return
-        model.waiting.pop(ticket, None)
-        if ticket in model.leases:
-            model.leases.remove(ticket)
+        if ticket not in model.leases:
+            model.queue.remove(ticket)
+            self._classify(model)
+            self._stale = True
+            return
+        served = model.end_lease(ticket)
+        model.costs.service.add(self._now - served.since)
+        if model.state is State.READY:
+            self._grant_all(model)
+        self._after_a_lease(model, served)
+
+    def _after_a_lease(self, model: Model, served: Served) -> None:
+        """Nothing is to be decided when others of the same weight go on, or nobody wants the room."""
+        if not model.has_work:
             model.idle_since = self._now
+            model.out_of_work = True
+            self._wake_at = min(self._wake_at, model.expires)
+        idle = not model.leases
+        if (idle and (self._claims or model.retiring)) or (self._claims and served.weight > model.heaviest):
+            self._stale = True
+        if idle and model.retiring:
+            self._stop(model, "unloaded")
 
-    def _grant_all(self, model: _Model) -> None:
+    def _grant_all(self, model: Model) -> None:
         """Count the leases in the very step that decides them: no window, no lost request."""
-        for ticket in model.waiting:
-            model.leases.add(ticket)
+        while model.queue.count and model.has_room:
+            ticket = model.queue.first(model.policy.max_wait)
+            weight = model.queue.remove(ticket)
+            model.begin_lease(ticket, Served(weight, self._now))
+            model.credit = self._floor + credit(model)
             self._out.append(Grant(ticket, model.name, model.attempt))
-        model.waiting.clear()
 
-    def _reject_all(self, model: _Model, error: Callable[[], TrioswapError]) -> None:
-        for ticket in model.waiting:
+    def _reject_all(self, model: Model, error: Callable[[], TrioswapError]) -> None:
+        for ticket in model.queue:
             del self._where[ticket]
+            model.queue.remove(ticket)
             self._out.append(Reject(ticket, error()))
-        model.waiting.clear()
+        model.out_of_memory = False
+        self._classify(model)
 
     # ---- the life of a model server ----------------------------------------------------------
 
-    def _ready(self, model: _Model, attempt: int) -> None:
-        if model.attempt != attempt or model.state is not State.STARTING:
+    def _is_news(self, model: Model, attempt: int, *states: State) -> bool:
+        """Whether news of *attempt* concern the present run, in one of *states*."""
+        return model.attempt == attempt and model.state in states
+
+    def _ready(self, model: Model, attempt: int) -> None:
+        if not self._is_news(model, attempt, State.STARTING):
             return
-        model.move(lifecycle.Event.READY)
-        model.idle_since = self._now
-        if self._swap is not None and self._swap.attempt == attempt:
-            self._swap = None
+        model.costs.load.add(self._now - model.began)
+        self._move(model, lifecycle.Event.READY)
+        model.ready_at = model.idle_since = self._now
+        model.out_of_memory = False
         self._grant_all(model)
 
-    def _drained(self, model: _Model, attempt: int) -> None:
-        if model.attempt != attempt or model.state is not State.DRAINING:
+    def _drained(self, model: Model, attempt: int) -> None:
+        if not self._is_news(model, attempt, State.DRAINING):
             return
-        model.drained = True
+        model.drained = self._stale = True
         if model.retiring:
             self._stop(model, "unloaded")
-        self._clear_when_drained()
 
-    def _ended(self, model: _Model, attempt: int, failure: StartFailed | None) -> None:
-        if model.attempt != attempt or model.state is State.STOPPED:
+    def _ended(self, model: Model, attempt: int, failure: StartFailed | None) -> None:
+        if not self._is_news(model, attempt, *OCCUPIED):
             return
-        if model.state in (State.READY, State.DRAINING):  # it died by itself
-            model.out_at = self._now
-        self._forget_leases(model)
-        model.move(lifecycle.Event.EXIT)
+        self._end_turn(model)
+        if model.state is State.STOPPING:
+            model.costs.stop.add(self._now - model.began)
+        failed = failure if model.state is State.STARTING else None
+        self._move(model, lifecycle.Event.EXIT)
+        if self._budget is not None and model.peak:
+            self._budget.footprints.measured(model.name, model.placed, model.peak)
+        model.holding = model.peak = NOTHING
         model.retiring = model.drained = model.stuck = False
-        if self._swap is not None and self._swap.attempt == attempt:
-            self._swap = None
-            if failure is not None:
-                self._reject_all(model, failure.again)
-        self._clear_when_drained()
+        if failed is not None and not self._tries_again(model, failed):
+            self._reject_all(model, failed.again)
 
-    def _died(self, model: _Model, attempt: int) -> None:
+    def _tries_again(self, model: Model, failure: StartFailed) -> bool:
+        """Out of memory: once more, with more room."""
+        if not failure.out_of_memory or self._budget is None:
+            return False
+        self._budget.footprints.ran_out(model.name, model.placed)
+        again, model.out_of_memory = not model.out_of_memory, model.queue.count > 0
+        return again
+
+    def _died(self, model: Model, attempt: int) -> None:
         """Its gate closes now: a request granted during the sweep would meet nobody."""
-        if model.attempt == attempt and model.state in (State.READY, State.DRAINING):
+        if self._is_news(model, attempt, State.READY, State.DRAINING):
             self._begin_stop(model)
-            self._clear_when_drained()
 
-    def _got_stuck(self, model: _Model, attempt: int) -> None:
-        if model.attempt != attempt or model.state is State.STOPPED:
+    def _got_stuck(self, model: Model, attempt: int) -> None:
+        if not self._is_news(model, attempt, *OCCUPIED):
             return
         if model.state is not State.STOPPING:  # it ended by itself, and left something that does not
             self._begin_stop(model)
-        model.stuck = True
-        swap = self._swap
-        if swap is not None and (model in swap.victims or model is swap.target):
-            self._abandon(f"the process of {model.name} survived SIGKILL")
+        model.stuck = self._stale = True
 
-    def _stop(self, model: _Model, reason: str) -> None:
+    def _measured(self, model: Model, attempt: int, peak: Holding) -> None:
+        if self._budget is not None and self._is_news(model, attempt, *OCCUPIED):
+            self._budget.footprints.measured(model.name, model.placed, peak, so_far=True)
+            model.peak = peak
+            model.holding = {**peak, **{d: max(size, peak.get(d, 0)) for d, size in model.holding.items()}}
+            self._stale = True
+
+    def _stop(self, model: Model, reason: str) -> None:
         self._begin_stop(model)
         self._out.append(Stop(model.name, model.attempt, reason))
 
-    def _begin_stop(self, model: _Model) -> None:
+    def _begin_stop(self, model: Model) -> None:
+        self._end_turn(model)
+        self._move(model, lifecycle.Event.STOP)
+
+    def _end_turn(self, model: Model) -> None:
         if model.state in (State.READY, State.DRAINING):
             model.out_at = self._now
-        self._forget_leases(model)
-        model.move(lifecycle.Event.STOP)
-
-    def _forget_leases(self, model: _Model) -> None:
-        for ticket in model.leases:
+            self._floor = max(self._floor, model.credit)
+        for ticket in list(model.leases):
+            model.end_lease(ticket)
             del self._where[ticket]
-        model.leases.clear()
 
-    def _unload(self, model: _Model, error: Callable[[], TrioswapError], reason: str) -> None:
+    def _unload(self, model: Model, error: Callable[[], TrioswapError], reason: str) -> None:
         self._reject_all(model, error)
-        match model.state:
-            case State.STARTING:
-                self._stop(model, reason)
-            case State.READY if not model.leases:
-                self._stop(model, reason)
-            case State.READY | State.DRAINING:
-                if model.state is State.READY:
-                    self._close_gate(model)
-                model.retiring = True
-                self._out.append(Drain(model.name, model.attempt, reason))
+        if model.state is State.STARTING or (model.state is State.READY and not model.leases):
+            self._stop(model, reason)
+        elif model.state in (State.READY, State.DRAINING):
+            if model.state is State.READY:
+                self._move(model, lifecycle.Event.CLOSE_GATE)
+            model.retiring = True
+            self._out.append(CloseGate(model.name, model.attempt, reason, unload=True))
+        self._stale = True
 
     def _shut_down(self) -> None:
         self._closing = True
-        for model in self._models.values():
+        for model in self.models.values():
             self._unload(model, ShuttingDown, "trioswap is shutting down")
-        if self._swap is not None and self._swap.phase is not _Phase.START:
-            self._abandon("trioswap is shutting down")
 
-    # ---- swaps -----------------------------------------------------------------------------
+    # ---- bookkeeping -------------------------------------------------------------------------
 
-    def _plan(self) -> None:
-        self._give_up_for_others()
-        for model in self._models.values():
+    def _move(self, model: Model, event: lifecycle.Event) -> None:
+        model.move(event, self._now)
+        self._stale = True
+        self._classify(model)
+
+    def _classify(self, model: Model) -> None:
+        """Keep the indexes true."""
+        for index, belongs in ((self._claims, model.is_claim), (self._occupied, model.state in OCCUPIED)):
+            if belongs:
+                index[model.name] = model
+            else:
+                index.pop(model.name, None)
+
+    # ---- plans -------------------------------------------------------------------------------
+
+    def _replan(self) -> None:
+        self._stop_the_expired()
+        self._relieve()
+        claims, occupied = self._claims.values(), self._occupied.values()
+        self._carry_out(make_plan(claims, occupied, self.residency, self.rules, self._now))
+        self._wake_at = min(self.plan.wake_at, *(model.expires for model in occupied), math.inf)
+        self._stale = False
+
+    def _relieve(self) -> None:
+        """Idle models go, the cheapest first, while others use the memory that they hold."""
+        while self._budget is not None and (model := one_to_relieve(self._occupied.values(), self._budget)):
+            self._stop(model, "other programs have taken the memory it holds")
+
+    def _stop_the_expired(self) -> None:
+        for model in list(self._occupied.values()):
             if model.expires <= self._now:
                 self._stop(model, f"idle for {self._now - model.idle_since:.0f} s (ttl)")
-        while self._swap is None and not self._closing and self._next_swap():
-            pass
 
-    def _claims(self) -> list[_Model]:
-        """Claims, the longest waiting first."""
-        return sorted((m for m in self._models.values() if m.is_claim), key=lambda m: (m.claim_start, m.name))
+    def _carry_out(self, plan: Plan) -> None:
+        self.plan = plan
+        for claim, blocker in plan.hopeless:
+            self._reject_all(claim, hopeless(claim, blocker))
+        for model in list(self._occupied.values()):
+            if model.state is State.DRAINING and not model.retiring and model.name not in plan.closed:
+                self._open_gate(model)
+        for claim, victims in plan.swap:
+            self._swap(claim, victims)
+        for name, claim in plan.closed.items():
+            if self.models[name].state is State.READY:
+                self._close_gate(self.models[name], claim)
+        for claim, holding in plan.start:
+            self._start(claim, holding)
 
-    def _victims(self, target: _Model) -> list[_Model]:
-        occupied = frozenset(m.name for m in self._models.values() if m.state in OCCUPIED and m is not target)
-        return [self._models[name] for name in sorted(self._residency.victims(target.name, occupied))]
-
-    def _next_swap(self) -> bool:
-        """Begin the swap of the first claim that may have its turn now, or reject one that never can."""
-        for claim in self._claims():
-            victims = self._victims(claim)
-            stuck = next((m for m in [claim, *victims] if m.stuck), None)
-            if stuck is not None:
-                self._reject_all(claim, partial(ModelStuck, claim.name, stuck.name))
-                return True
-            busy = any(victim.leases and not victim.retiring for victim in victims)
-            if claim.state is State.STOPPED and (not busy or claim.due <= self._now):
-                self._begin(claim, victims)
-                return True
-        return False
-
-    def _begin(self, target: _Model, victims: list[_Model]) -> None:
-        for victim in victims:
-            if victim.state is State.READY:
-                self._close_gate(victim)
-        self._swap = _Swap(target, next(self._attempts), victims, _Phase.DRAIN)
-        reason = f"for {target.name}, waited {self._now - target.claim_start:.1f} s"
-        self._out.append(Swap(target.name, self._swap.attempt, tuple(v.name for v in victims), reason))
-        self._clear_when_drained()
-
-    def _close_gate(self, model: _Model) -> None:
-        model.move(lifecycle.Event.CLOSE_GATE)
+    def _open_gate(self, model: Model) -> None:
+        self._move(model, lifecycle.Event.OPEN_GATE)
         model.drained = False
+        self._out.append(OpenGate(model.name, model.attempt, "nobody needs its room any more"))
+        self._grant_all(model)
 
-    def _clear_when_drained(self) -> None:
-        """Stop the victims together, once the last has drained: until then all can stay."""
-        swap = self._swap
-        if swap is None or swap.phase is not _Phase.DRAIN:
-            return
-        left = [victim for victim in swap.victims if victim.state is State.DRAINING]
-        if all(victim.drained for victim in left):
-            swap.phase = _Phase.CLEAR
-            for victim in left:
-                self._stop(
-                    victim, f"evicted for {swap.target.name}, waited {self._now - swap.target.claim_start:.1f} s"
-                )
+    def _close_gate(self, model: Model, claim: Model) -> None:
+        self._move(model, lifecycle.Event.CLOSE_GATE)
+        model.drained = False
+        self._out.append(CloseGate(model.name, model.attempt, self._for(claim)))
 
-    def _cleared(self, attempt: int) -> None:
-        swap = self._swap
-        if swap is None or swap.attempt != attempt or swap.phase is not _Phase.CLEAR:
-            return
-        if not swap.target.waiting:
-            self._swap = None
-            return
-        assert not self._victims(swap.target), "a newcomer starts only where it fits (invariant I4)"
-        swap.phase = _Phase.START
-        swap.target.move(lifecycle.Event.START)
-        swap.target.attempt = attempt
-        self._out.append(Start(swap.target.name, attempt))
+    def _swap(self, claim: Model, victims: list[Model]) -> None:
+        evictions = tuple(eviction(victim, claim, self._now) for victim in victims)
+        for victim in victims:
+            self._begin_stop(victim)
+        self._out.append(Swap(claim.name, evictions))
 
-    def _give_up_for_others(self) -> None:
-        """Nobody waits for the newcomer any more: undo what can be undone (invariant I9)."""
-        swap = self._swap
-        if swap is None or swap.target.waiting:
-            return
-        if swap.phase is _Phase.DRAIN:
-            self._abandon("nobody waits for it any more")
-        elif swap.target.state is State.STARTING:
-            wanted = next((claim for claim in self._claims() if swap.target in self._victims(claim)), None)
-            if wanted is not None:
-                self._stop(swap.target, f"nobody waits for it any more, but for {wanted.name}")
+    def _start(self, claim: Model, holding: Holding) -> None:
+        claim.attempt = next(self._attempts)
+        claim.holding = claim.placed = holding
+        self._move(claim, lifecycle.Event.START)
+        self._out.append(Start(claim.name, claim.attempt, holding))
 
-    def _abandon(self, reason: str) -> None:
-        """Call the swap off; the victims that can still serve open their gates again."""
-        swap, self._swap = self._swap, None
-        assert swap is not None
-        self._out.append(AbandonSwap(swap.attempt, reason))
-        for victim in swap.victims:
-            if victim.state is State.DRAINING and not victim.retiring:
-                victim.move(lifecycle.Event.OPEN_GATE)
-                self._grant_all(victim)
+    def _for(self, claim: Model) -> str:
+        return f"for {claim.name}, waited {self._now - claim.claim_start:.1f} s"

@@ -26,9 +26,9 @@ async def running(exchange: Exchange, services: Services) -> None:
     """GET /running: every model that is not stopped, with what it serves and who waits for it."""
     rows = []
     for view in services.fleet.views():
-        if view.state not in OCCUPIED and not view.waiting:
+        model = services.config.models.get(view.name)
+        if model is None or (view.state not in OCCUPIED and not view.waiting):
             continue
-        model = services.config.models[view.name]
         rows.append(
             {
                 "model": view.name,

@@ -3,7 +3,8 @@
 `schema` says what there is, `toml` reads it; everyone else needs only these names.
 """
 
-from trioswap.config.schema import Config, GroupConfig, ModelConfig
+from trioswap.config.matrix import MatrixConfig
+from trioswap.config.schema import Config, GroupConfig, MemoryConfig, ModelConfig
 from trioswap.config.toml import load, loads
 
-__all__ = ["Config", "GroupConfig", "ModelConfig", "load", "loads"]
+__all__ = ["Config", "GroupConfig", "MatrixConfig", "MemoryConfig", "ModelConfig", "load", "loads"]

@@ -1,20 +1,28 @@
-"""What must hold between the resolved values: names, choices, addresses, groups.
+"""What must hold between the resolved values: names, choices, groups, memory, addresses.
 
 Nothing is changed here; every finding goes to the mistakes.
 """
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from trioswap.config.addresses import Address, parse_listen, parse_proxy
 from trioswap.config.mistakes import Mistakes, Path, did_you_mean, found, quoted
-from trioswap.config.schema import Config, GroupConfig
+from trioswap.config.schema import AUTO, RAM, Config, GroupConfig, MemoryConfig, ModelConfig
+from trioswap.config.values import format_size
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 PORT_OWNERS: Final = ("child", "any")
+POLICIES: Final = ("lease", "fifo")
+
+_DEVICE: Final = re.compile(r"[A-Za-z0-9_-]+")
+# Of a model that a mistake may have put out of its group: one that excludes all others, so
+# that nothing is said to clash which may not.
+_UNKNOWN_GROUP: Final = GroupConfig(name="", members=())
 
 
 def check(config: Config, mistakes: Mistakes) -> None:
@@ -22,6 +30,8 @@ def check(config: Config, mistakes: Mistakes) -> None:
     _check_choices(config, mistakes)
     _check_aliases(config, mistakes)
     group_of = _check_members(config, mistakes)
+    if config.memory is not None:
+        _check_memory(config.memory, config.models.values(), mistakes)
     _check_addresses(config, group_of, mistakes)
     # Last: a mistake about a whole table would hide those within it.
     _check_names(config, mistakes)
@@ -32,6 +42,7 @@ def check(config: Config, mistakes: Mistakes) -> None:
 
 def _check_choices(config: Config, mistakes: Mistakes) -> None:
     _check_choice(("log_level",), config.log_level, LOG_LEVELS, mistakes)
+    _check_choice(("policy",), config.policy, POLICIES, mistakes)
     for model in config.models.values():
         _check_choice(("models", model.name, "port_owner"), model.port_owner, PORT_OWNERS, mistakes)
 
@@ -88,7 +99,69 @@ def _check_members(config: Config, mistakes: Mistakes) -> dict[str, GroupConfig]
                 where = "in this group" if group_of[member] is group else f"in group {quoted(group_of[member].name)}"
                 mistakes.add(path, f"found {quoted(member)}, which is {where} already, allowed is one group, once")
             group_of.setdefault(member, group)
+    if mistakes.touch(("groups",)):
+        group_of = dict.fromkeys(config.models, _UNKNOWN_GROUP) | group_of
     return group_of
+
+
+# ---- memory -----------------------------------------------------------------------------
+
+
+def _check_memory(memory: MemoryConfig, models: Iterable[ModelConfig], mistakes: Mistakes) -> None:
+    for device in memory.devices or {}:
+        _check_device(("memory", "devices", device), device, mistakes)
+    for model in models:
+        _check_devices_of(model, memory.devices, mistakes)
+        if not mistakes.about(("memory", "headroom")):
+            _check_need(model, memory, mistakes)
+
+
+def _check_device(path: Path, name: str, mistakes: Mistakes, *, known: Iterable[str] | None = None) -> None:
+    """It must be one of those *known*; None: the machine knows which there are."""
+    if known is not None:
+        _check_choice(path, name, known, mistakes)
+    elif name == AUTO or not _DEVICE.fullmatch(name):
+        allowed = 'the name of a device, such as "ram" or "gpu0", of letters, digits, - and _, but not "auto"'
+        mistakes.add(path, found(name, allowed))
+
+
+def _check_devices_of(model: ModelConfig, known: Mapping[str, int | None] | None, mistakes: Mistakes) -> None:
+    path: Path = ("models", model.name, "device")
+    if isinstance(model.memory, Mapping):
+        for device in model.memory:
+            _check_device(("models", model.name, "memory", device), device, mistakes, known=known)
+        if model.device == AUTO:
+            mistakes.add(path, f"found {quoted(AUTO)} beside a table of memory by device, allowed is one of them")
+    if model.device is not None and model.device != AUTO:
+        _check_device(path, model.device, mistakes, known=None if known is None else (AUTO, *known))
+
+
+def _check_need(model: ModelConfig, memory: MemoryConfig, mistakes: Mistakes) -> None:
+    """A model that fits nowhere could never start; one without a device may go to any GPU."""
+    path: Path = ("models", model.name, "memory")
+    sizes = memory.devices or {}
+    if isinstance(model.memory, Mapping):
+        for device, need in model.memory.items():
+            _check_fits((*path, device), need, {device: sizes.get(device)}, memory.headroom, mistakes)
+    elif model.memory is not None:
+        wanted = {model.device: sizes.get(model.device)} if model.device not in (None, AUTO) else _first_choice(sizes)
+        _check_fits(path, model.memory, wanted, memory.headroom, mistakes)
+
+
+def _first_choice(sizes: Mapping[str, int | None]) -> Mapping[str, int | None]:
+    """The GPUs; host memory only where there is none."""
+    return {device: size for device, size in sizes.items() if device != RAM} or sizes
+
+
+def _check_fits(path: Path, need: int, sizes: Mapping[str, int | None], headroom: int, mistakes: Mistakes) -> None:
+    """*need* must fit on one of the devices of these *sizes*; None: only the machine knows, so it may."""
+    rooms = {device: max(0, size - headroom) for device, size in sizes.items() if size is not None}
+    if not rooms or len(rooms) < len(sizes):
+        return
+    largest = max(rooms, key=rooms.__getitem__)
+    if need > rooms[largest]:
+        allowed = f"at most {format_size(rooms[largest])}, which is {largest} without the headroom"
+        mistakes.add(path, f"found {format_size(need)}, allowed is {allowed}")
 
 
 # ---- addresses --------------------------------------------------------------------------
@@ -97,7 +170,7 @@ def _check_members(config: Config, mistakes: Mistakes) -> dict[str, GroupConfig]
 def _check_addresses(config: Config, group_of: dict[str, GroupConfig], mistakes: Mistakes) -> None:
     listen = _address(("listen",), parse_listen, config.listen, mistakes)
     # The first model of each group on each address; a swap group may well share one.
-    seen: dict[int, dict[tuple[Address, str], str]] = defaultdict(dict)
+    seen: dict[int, dict[tuple[Address, str | None], str]] = defaultdict(dict)
     for name, model in sorted(config.models.items()):
         path = ("models", name, "proxy")
         address = _address(path, parse_proxy, model.proxy, mistakes)
@@ -107,12 +180,13 @@ def _check_addresses(config: Config, group_of: dict[str, GroupConfig], mistakes:
             mistakes.add(
                 path, f"found {quoted(model.proxy)}, which is where trioswap listens, allowed is another address"
             )
-        neighbours = seen[address.port]
+        group, neighbours = group_of.get(name), seen[address.port]
         for (taken, _), other in neighbours.items():
-            if taken.overlaps(address) and _coexist(group_of[other], group_of[name]):
+            if taken.overlaps(address) and _coexist(group_of.get(other), group):
                 clash = f"found {quoted(model.proxy)}, which is the address of model {quoted(other)} too"
-                mistakes.add(path, f"{clash}, allowed is that only for models that are never resident together")
-        neighbours.setdefault((address, group_of[name].name), name)
+                allowed = "that only for models of which groups never let two be resident together"
+                mistakes.add(path, f"{clash}, allowed is {allowed}")
+        neighbours.setdefault((address, group.name if group is not None else None), name)
 
 
 def _address(path: Path, parse: Callable[[str], Address], value: str, mistakes: Mistakes) -> Address | None:
@@ -125,12 +199,15 @@ def _address(path: Path, parse: Callable[[str], Address], value: str, mistakes: 
         return None
 
 
-def _coexist(one: GroupConfig, other: GroupConfig) -> bool:
+def _coexist(one: GroupConfig | None, other: GroupConfig | None) -> bool:
     """Whether members of the two groups can be resident together (core reference 1.11, eviction rule).
 
     What is resident stays when the newcomer's group is not exclusive, or its own is
-    persistent; either may be the newcomer.
+    persistent; either may be the newcomer.  Models in no group (None) are taken to have
+    room beside all others: memory is learned, and a matrix is not searched here.
     """
+    if one is None or other is None:
+        return True
     if one is other:
         return not one.swap
     return any(not new.exclusive or old.persistent for new, old in ((one, other), (other, one)))

@@ -92,6 +92,15 @@ class ModelReader:
             unload_drain_timeout=given(
                 written.unload_drain_timeout, above.unload_drain_timeout, default=_DEFAULTS.unload_drain_timeout
             ),
+            turn_lease=given(written.turn_lease, above.turn_lease, default=_DEFAULTS.turn_lease),
+            linger=given(written.linger, above.linger, default=_DEFAULTS.linger),
+            parallel=given(written.parallel, above.parallel, default=_DEFAULTS.parallel),
+            weight=given(written.weight, default=_DEFAULTS.weight),
+            priority=given(written.priority, default=_DEFAULTS.priority),
+            load_cost=written.load_cost,
+            stop_cost=written.stop_cost,
+            memory=written.memory,
+            device=written.device,
         )
 
     # ---- the command --------------------------------------------------------------------

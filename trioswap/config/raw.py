@@ -7,7 +7,7 @@ Here only shapes are judged: known keys, right types, values that can be read at
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, NewType, get_origin
+from typing import Any, Final, Literal, NewType, get_origin
 
 import attrs
 from cattrs import Converter
@@ -23,14 +23,25 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn
 
 from trioswap.config.mistakes import Mistakes, Path, did_you_mean, found, shown
-from trioswap.config.values import DURATIONS, SIZES, parse_duration, parse_size
+from trioswap.config.values import DURATIONS, NUMBERS, SIZES, parse_count, parse_duration, parse_number, parse_size
 
 Duration = NewType("Duration", float)
 Patience = NewType("Patience", float)
 """A duration that cannot be 0."""
 Size = NewType("Size", int)
+"""A size that cannot be 0."""
+Amount = NewType("Amount", int)
+"""A size that can."""
+Number = NewType("Number", float)
+Factor = NewType("Factor", float)
+"""A number that cannot be 0."""
+Count = NewType("Count", int)
 Command = str | list[str] | None
 """A text to be split, or the arguments as they are."""
+Need = Amount | dict[str, Amount] | None
+"""Memory of one device, or of each of several."""
+Capacity = Amount | Literal["auto"]
+"""How large a device is; "auto": ask the machine."""
 
 
 @attrs.frozen
@@ -56,6 +67,15 @@ class RawModel:
     max_wait: Duration | None = None
     drain_timeout: Duration | None = None
     unload_drain_timeout: Duration | None = None
+    turn_lease: Number | None = None
+    linger: Number | None = None
+    parallel: Count | None = None
+    weight: Factor | None = None
+    priority: int | None = None
+    load_cost: Duration | None = None
+    stop_cost: Duration | None = None
+    memory: Need = None
+    device: str | None = None
 
 
 @attrs.frozen
@@ -66,6 +86,25 @@ class RawGroup:
     exclusive: bool | None = None
     persistent: bool | None = None
     members: list[str] | None = None
+
+
+@attrs.frozen
+class RawMatrix:
+    """The table `[matrix]`."""
+
+    vars: dict[str, str] | None = None
+    evict_costs: dict[str, Count] | None = None
+    sets: dict[str, str] | None = None
+
+
+@attrs.frozen
+class RawMemory:
+    """The table `[memory]`."""
+
+    headroom: Amount | None = None
+    yield_to_others: bool | None = None
+    learn: bool | None = None
+    devices: dict[str, Capacity] | None = None
 
 
 @attrs.frozen
@@ -81,9 +120,17 @@ class RawConfig:
     max_wait: Duration | None = None
     drain_timeout: Duration | None = None
     unload_drain_timeout: Duration | None = None
+    turn_lease: Number | None = None
+    linger: Number | None = None
+    parallel: Count | None = None
+    parallel_loads: Count | None = None
+    policy: str | None = None
     max_request_body: Size | None = None
+    state_dir: str | None = None
     models: dict[str, RawModel] | None = None
     groups: dict[str, RawGroup] | None = None
+    matrix: RawMatrix | None = None
+    memory: RawMemory | None = None
 
 
 def read(document: dict[str, Any], mistakes: Mistakes) -> RawConfig:
@@ -162,6 +209,15 @@ def _above_zero(parse: Callable[[object], float], allowed: str) -> StructureHook
     return structure
 
 
+def _capacity(value: object, _: object) -> int | str:
+    if value == "auto":
+        return "auto"
+    try:
+        return parse_size(value)
+    except ValueError:
+        raise ValueError(found(value, f'{SIZES}, or "auto"')) from None
+
+
 def _guarded(kind: type, allowed: str, hook: StructureHook) -> StructureHook:
     """*hook* for values of *kind* only."""
 
@@ -186,13 +242,24 @@ def _make_converter() -> Converter:
             raise ValueError(found(value, "text or an array of texts"))
         return converter.structure(value, list[str] if isinstance(value, list) else str)
 
+    def need(value: object, _: object) -> object:
+        if not isinstance(value, str | int | float | dict):
+            raise ValueError(found(value, f"{SIZES}, or a table of such sizes by device"))
+        return converter.structure(value, dict[str, Amount] if isinstance(value, dict) else Amount)
+
     converter.register_structure_hook(str, _text)
     converter.register_structure_hook(bool, _flag)
     converter.register_structure_hook(int, _integer)
     converter.register_structure_hook(Duration, lambda value, _: parse_duration(value))
     converter.register_structure_hook(Patience, _above_zero(parse_duration, DURATIONS))
     converter.register_structure_hook(Size, _above_zero(parse_size, SIZES))
+    converter.register_structure_hook(Amount, lambda value, _: parse_size(value))
+    converter.register_structure_hook(Number, lambda value, _: parse_number(value))
+    converter.register_structure_hook(Factor, _above_zero(parse_number, NUMBERS))
+    converter.register_structure_hook(Count, lambda value, _: parse_count(value))
     converter.register_structure_hook(Command, command)
+    converter.register_structure_hook(Need, need)
+    converter.register_structure_hook(Capacity, _capacity)
     converter.register_structure_hook_factory(
         _origin_is(list),
         lambda type_: _guarded(list, "an array of texts", list_structure_factory(type_, converter)),
@@ -220,16 +287,19 @@ def _unknown_key(key: str, known: list[str]) -> str:
 def _mend(document: dict[str, Any], path: Path) -> None:
     """Take the wrong value at *path* out of *document*.
 
-    What others may refer to keeps its place: list elements keep their indices, models and
-    groups their names.
+    What others may refer to keeps its place: list elements keep their indices; models,
+    groups and devices keep their names.
     """
     *parents, last = path
     holder: Any = document
     for part in parents:
         holder = holder[part]
-    if isinstance(last, int):
-        holder[last] = ""
-    elif parents in (["models"], ["groups"]):
-        holder[last] = {}
-    else:
-        del holder[last]
+    match path:
+        case (*_, int()):
+            holder[last] = ""
+        case ("models" | "groups", _):
+            holder[last] = {}
+        case ("memory", "devices", _):
+            holder[last] = "auto"
+        case _:
+            del holder[last]

@@ -1,25 +1,28 @@
-"""The whole file from what is written to what is meant: ports and groups.
+"""The whole file from what is written to what is meant: ports, and which rule of residency holds.
 
-A single model is the job of `model`; what can be seen from the resolved values alone is
-judged in `checks`.
+A single model is the job of `model`, a matrix that of `matrix`; what can be seen from the
+resolved values alone is judged in `checks`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path as FilePath
 from typing import Final
 
 from trioswap.config.addresses import MAX_PORT
+from trioswap.config.matrix import MatrixConfig, read_matrix
 from trioswap.config.mistakes import Mistakes, found
 from trioswap.config.model import ModelReader, given
-from trioswap.config.raw import RawConfig
-from trioswap.config.schema import START_PORT, Config, GroupConfig
+from trioswap.config.raw import RawConfig, RawGroup, RawMatrix, RawMemory
+from trioswap.config.schema import AUTO, START_PORT, Config, GroupConfig, MemoryConfig
 
 # llama-swap's name for the group of all models that are in none (core reference 1.11).
 DEFAULT_GROUP: Final = "(default)"
 
 _DEFAULTS: Final = Config()
 _GROUP_DEFAULTS: Final = GroupConfig(name="", members=())
+_MEMORY_DEFAULTS: Final = MemoryConfig()
 
 
 def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
@@ -30,12 +33,18 @@ def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
     readers = {name: ModelReader(name, model, raw, directory, mistakes) for name, model in (raw.models or {}).items()}
     ports = _give_ports(sorted(name for name, reader in readers.items() if reader.uses_port), raw, mistakes)
     models = {name: reader.resolve(ports.get(name)) for name, reader in readers.items()}
+    groups, matrix, memory = _residency(raw, models, mistakes)
     return Config(
         models=models,
-        groups=_groups(raw, sorted(models), mistakes),
+        groups=groups,
+        matrix=matrix,
+        memory=memory,
+        policy=given(raw.policy, default=_DEFAULTS.policy),
+        parallel_loads=given(raw.parallel_loads, default=_DEFAULTS.parallel_loads),
         listen=given(raw.listen, default=_DEFAULTS.listen),
         log_level=given(raw.log_level, default=_DEFAULTS.log_level),
         max_request_body=given(raw.max_request_body, default=_DEFAULTS.max_request_body),
+        state_dir=_state_dir(raw.state_dir, directory, mistakes),
     )
 
 
@@ -52,9 +61,66 @@ def _give_ports(names: list[str], raw: RawConfig, mistakes: Mistakes) -> dict[st
     return {name: base + index for index, name in enumerate(names)}
 
 
-def _groups(raw: RawConfig, names: list[str], mistakes: Mistakes) -> tuple[GroupConfig, ...]:
-    """The groups as written, then the group of those of *names* that are in none."""
-    if DEFAULT_GROUP in (raw.groups or {}):
+def _state_dir(written: str | None, directory: FilePath, mistakes: Mistakes) -> FilePath | None:
+    """Absolute; whether it is there, or can be made, the daemon finds out."""
+    if written is None:
+        return None
+    wrong = found(written, "the path of a directory")
+    try:
+        path = (directory / FilePath(written).expanduser()).absolute()
+    except (OSError, RuntimeError) as exc:  # RuntimeError: a `~` without a home
+        mistakes.add(("state_dir",), f"{wrong} ({exc})")
+        return None
+    if not written:
+        mistakes.add(("state_dir",), wrong)
+    return path
+
+
+# ---- which rule of residency holds ------------------------------------------------------
+#
+# Groups and a matrix are two ways to say who may live beside whom, so a file says one of
+# them.  Memory counts beside either when the file speaks of it; where the file says nothing
+# at all, memory alone decides.
+
+
+def _residency(
+    raw: RawConfig, models: Collection[str], mistakes: Mistakes
+) -> tuple[tuple[GroupConfig, ...], MatrixConfig | None, MemoryConfig | None]:
+    """What become `groups`, `matrix` and `memory` of the Config."""
+    matrix = None if raw.matrix is None else _matrix(raw.matrix, models, mistakes)
+    if matrix is not None and raw.groups is not None:
+        mistakes.add(("matrix",), "found matrix beside groups, allowed is one of them")
+    counts = _memory_counts(raw)
+    groups = () if raw.groups is None else _groups(raw.groups, sorted(models), mistakes, with_default=not counts)
+    alone = raw.groups is None and matrix is None
+    return groups, matrix, _memory(raw.memory or RawMemory()) if counts or alone else None
+
+
+def _memory_counts(raw: RawConfig) -> bool:
+    """Whether the file speaks of memory anywhere."""
+    models = (raw.models or {}).values()
+    return raw.memory is not None or any(model.memory is not None or model.device is not None for model in models)
+
+
+def _matrix(raw: RawMatrix, models: Collection[str], mistakes: Mistakes) -> MatrixConfig:
+    return read_matrix(raw.vars or {}, raw.evict_costs or {}, raw.sets or {}, models, mistakes)
+
+
+def _memory(raw: RawMemory) -> MemoryConfig:
+    devices = {name: None if size == AUTO else size for name, size in (raw.devices or {}).items()}
+    return MemoryConfig(
+        headroom=given(raw.headroom, default=_MEMORY_DEFAULTS.headroom),
+        yield_to_others=given(raw.yield_to_others, default=_MEMORY_DEFAULTS.yield_to_others),
+        learn=given(raw.learn, default=_MEMORY_DEFAULTS.learn),
+        devices=devices or None,  # a table without devices says nothing about them
+    )
+
+
+def _groups(
+    written: Mapping[str, RawGroup], names: list[str], mistakes: Mistakes, *, with_default: bool
+) -> tuple[GroupConfig, ...]:
+    """The groups as *written*, then *with_default* the group of those of *names* that are in none."""
+    if DEFAULT_GROUP in written:
         text = "found the name of the group of all models that are in no other, allowed is any other name"
         mistakes.add(("groups", DEFAULT_GROUP), text)
     groups = [
@@ -65,9 +131,10 @@ def _groups(raw: RawConfig, names: list[str], mistakes: Mistakes) -> tuple[Group
             exclusive=given(group.exclusive, default=_GROUP_DEFAULTS.exclusive),
             persistent=given(group.persistent, default=_GROUP_DEFAULTS.persistent),
         )
-        for name, group in (raw.groups or {}).items()
+        for name, group in written.items()
     ]
     grouped = {member for group in groups for member in group.members}
-    if rest := tuple(name for name in names if name not in grouped):
+    rest = tuple(name for name in names if name not in grouped)
+    if rest and with_default:
         groups.append(GroupConfig(name=DEFAULT_GROUP, members=rest))
     return tuple(groups)

@@ -9,9 +9,12 @@ from __future__ import annotations
 import difflib
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
 import attrs
+
+from trioswap.config.matrix import MatrixConfig
 
 # The first port given to a model that asks for ${PORT} (llama-swap, core reference 1.5).
 START_PORT: Final = 5800
@@ -22,6 +25,17 @@ UNLOAD_TIMEOUT: Final = 10.0
 MAX_WAIT: Final = 60.0
 # What unload and shutdown grant to requests being served; llama-swap's shutdown grants as much (core reference 4.4).
 UNLOAD_DRAIN_TIMEOUT: Final = 30.0
+# The best of what was simulated for turns, and for holding idle models, in swap costs (design 4).
+TURN_LEASE: Final = 4.0
+LINGER: Final = 1.0
+# llama-swap's default for concurrencyLimit (core reference 1.8).
+PARALLEL: Final = 10
+# What drivers, other programs and wrong guesses are left on each device.
+HEADROOM: Final = 512 * 2**20
+AUTO: Final = "auto"
+"""As the device of a model: any GPU, or host memory where there is none; as the size of a device: ask the machine."""
+RAM: Final = "ram"
+"""The name of host memory; every other device is a GPU."""
 # Images travel in JSON bodies as base64; 128 MiB is ten times the largest a chat client sends today.
 MAX_REQUEST_BODY: Final = 128 * 2**20
 
@@ -59,6 +73,24 @@ class ModelConfig:
     """Seconds that a swap waits for requests this model is serving; None: until they are done."""
     unload_drain_timeout: float = UNLOAD_DRAIN_TIMEOUT
     """The same for unload and shutdown, which are always bounded."""
+    turn_lease: float = TURN_LEASE
+    """A fresh turn is protected for so many times its own swap cost, but never longer than max(max_wait, one swap)."""
+    linger: float = LINGER
+    """When idle, it is held for at most so many times its swap cost; 0: not at all."""
+    parallel: int = PARALLEL
+    """Requests sent to its server at the same time; the rest wait in trioswap."""
+    weight: float = 1.0
+    """How fast the waiting of its requests counts; above 0."""
+    priority: int = 0
+    """Who is next among those that are not overdue: the highest."""
+    load_cost: float | None = None
+    """Seconds a start is expected to take until starts have been measured; None: not said."""
+    stop_cost: float | None = None
+    """The same for a stop."""
+    memory: Mapping[str, int] | int | None = None
+    """Bytes it needs: of each of these devices, or of the one in `device`; None: not said."""
+    device: str | None = None
+    """Where `memory` is needed unless that says it; None is as good as "auto"."""
 
 
 @attrs.frozen
@@ -76,16 +108,47 @@ class GroupConfig:
 
 
 @attrs.frozen
+class MemoryConfig:
+    """The budget that the memory of the machine is."""
+
+    headroom: int = HEADROOM
+    """Bytes kept free on each device."""
+    yield_to_others: bool = False
+    """Idle models go when other programs need the memory."""
+    learn: bool = True
+    """What models need is measured while they run."""
+    devices: Mapping[str, int | None] | None = None
+    """Bytes of each device, None: ask the machine; None as a whole: find the devices, too."""
+
+
+@attrs.frozen
 class Config:
-    """The whole configuration."""
+    """The whole configuration.
+
+    Which models may be resident together is ruled by `groups`, by `matrix`, by `memory`,
+    or by memory along with one of the other two; there is always a rule.
+    """
 
     models: Mapping[str, ModelConfig] = attrs.field(factory=dict)
     groups: tuple[GroupConfig, ...] = ()
-    """Every model is in exactly one: those in no written group are in "(default)"."""
+    """Where groups alone rule, every model is in one: those in no written group are in "(default)"."""
+    matrix: MatrixConfig | None = None
+    memory: MemoryConfig | None = attrs.field()
+
+    @memory.default
+    def _rule_alone(self) -> MemoryConfig | None:
+        return None if self.groups or self.matrix is not None else MemoryConfig()
+
+    policy: str = "lease"
+    """Who is next: `lease`, by waiting and turns; `fifo`, by arrival as llama-swap does it."""
+    parallel_loads: int = 1
+    """Models that load at the same time."""
     listen: str = "127.0.0.1:8080"
     log_level: str = "info"
     max_request_body: int = MAX_REQUEST_BODY
     """Bytes."""
+    state_dir: Path | None = None
+    """An absolute path: where the daemon keeps what it learns; None: it chooses."""
 
     def resolve(self, requested: str) -> str | None:
         """Name of the model that *requested* stands for (itself or an alias), or None."""

@@ -1,4 +1,4 @@
-"""Durations and sizes as people write them, turned into seconds and bytes.
+"""Durations, sizes and plain numbers as people write them, turned into seconds, bytes and floats.
 
 Errors are ValueErrors whose text says what was found and what is allowed; the reader
 adds the key path.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from typing import Final
+from typing import Final, TypeGuard
 
 from trioswap.config.mistakes import found
 
@@ -30,11 +30,13 @@ _BYTES: Final = {"B": 1} | {
 _NUMBER: Final = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)"
 _DURATION: Final = re.compile("".join(f"(?:{_NUMBER}{unit})?" for unit in _SECONDS))
 _SIZE: Final = re.compile(f"{_NUMBER} ?({'|'.join(_BYTES)})")
-_LONGEST: Final = 1e12  # seconds; what twelve digits can say
+_MOST: Final = 1e12  # seconds, or a plain number; what twelve digits can say
 _LARGEST: Final = 2**63 - 1  # bytes; what a file offset can say
 
 DURATIONS: Final = 'a number of seconds from 0 up, or text such as "90s", "1h30m", "500ms", "2d"'
 SIZES: Final = 'a whole number of bytes from 0 up, or text such as "18GiB", "512MiB", "2GB"'
+NUMBERS: Final = "a number from 0 up"
+COUNTS: Final = "a whole number from 1 up"
 
 
 def parse_duration(value: object) -> float:
@@ -43,7 +45,7 @@ def parse_duration(value: object) -> float:
     Raises:
         ValueError: it is neither, or negative, or not finite.
     """
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _LONGEST:
+    if _is_number(value):
         return float(value)
     if isinstance(value, str) and value and (match := _DURATION.fullmatch(value)):
         parts = zip(match.groups(default="0"), _SECONDS.values(), strict=True)
@@ -68,3 +70,37 @@ def parse_size(value: object) -> int:
     if not 0 <= size <= _LARGEST:
         raise ValueError(found(value, SIZES))
     return size
+
+
+def parse_number(value: object) -> float:
+    """The number *value*, which has no unit.
+
+    Raises:
+        ValueError: it is no number, or negative, or not finite.
+    """
+    if not _is_number(value):
+        raise ValueError(found(value, NUMBERS))
+    return float(value)
+
+
+def parse_count(value: object) -> int:
+    """The integer *value*.
+
+    Raises:
+        ValueError: it is no integer, or below 1.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(found(value, COUNTS))
+    return value
+
+
+def format_size(size: int) -> str:
+    """*size* bytes for people: in the largest unit that tells it exactly with at most three decimals."""
+    for unit, factor in reversed(_BYTES.items()):
+        if factor <= size < 1_024 * factor and size * 1_000 % factor == 0:
+            return f"{size / factor:.10g}{unit}"
+    return f"{size}B"
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST

@@ -1,0 +1,161 @@
+"""The memory of this machine as a budget: how much there is, who needs how much, who uses how much.
+
+Puts together what `devices` sees, what `gguf` guesses and what `footprints` remembers; which
+models may then be resident together is decided in `residency.budget`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from trioswap.config import Config, MemoryConfig, ModelConfig
+from trioswap.devices import Machine, wait_returned
+from trioswap.footprints import RAM, Footprints, Wish
+from trioswap.gguf import Header, Incomplete, estimate, llama_arguments, read_header, split_files
+from trioswap.residency import Holding
+from trioswap.residency.budget import Budget
+
+logger = logging.getLogger(__name__)
+
+# Seconds between looks at what a server uses: at first often, because the peak of a load is short,
+# then seldom, because a look reads some files of every process.
+FIRST_LOOK: Final = 0.1
+LOOK_GROWTH: Final = 1.5
+LAST_LOOK: Final = 10.0
+# Less than this is noise, and no reason to think anew.
+NOTICED: Final = 0.01
+# A driver that has not given memory back after so many seconds will not be waited for.
+RETURN_WAIT: Final = 5.0
+# Seconds between looks at what other programs take.
+FOREIGN_LOOK: Final = 5.0
+# The header of most models fits into this many bytes.
+_HEADER: Final = 2**20
+
+
+@attrs.define(eq=False)
+class Memory:
+    """The budget of one configuration on one machine."""
+
+    config: MemoryConfig
+    machine: Machine
+    budget: Budget
+
+    def environment(self, holding: Holding) -> dict[str, str]:
+        """What makes a server use just the GPUs in *holding*; empty where it may use all."""
+        gpus = [device for device in self.machine.devices if device.name != RAM]
+        chosen = [device for device in gpus if holding.get(device.name)]
+        if len(chosen) == len(gpus) or not chosen:
+            return {}
+        if len(chosen) > 1 and any(device.kind != "nvidia" for device in chosen):
+            return {}  # other vendors' variables do not add up: each names its GPU in the numbering of the one before
+        keys = {key for device in chosen for key in device.environment}
+        return {key: ",".join(dict.fromkeys(device.environment[key] for device in chosen)) for key in sorted(keys)}
+
+    async def watch(self, pids: Callable[[], Iterable[int]], report: Callable[[Holding], None]) -> None:
+        """Report the peak of what the processes use of each device, whenever it has grown; for ever.
+
+        From readiness on: weights on their way to a GPU are in the host's memory as well.
+        """
+        peak: dict[str, int] = {}
+        pause = FIRST_LOOK
+        while self.config.learn:
+            used = self.machine.used_by(pids())
+            if any(size > (1 + NOTICED) * peak.get(device, 0) for device, size in used.items()):
+                peak = {device: max(size, peak.get(device, 0)) for device, size in {**peak, **used}.items()}
+                report(dict(peak))
+            await trio.sleep(pause)
+            pause = min(LOOK_GROWTH * pause, LAST_LOOK)
+
+    def free(self) -> Mapping[str, int]:
+        """Bytes free now of each device."""
+        return self.machine.free()
+
+    async def wait_returned(self, before: Holding, used: Holding) -> None:
+        """Return when GPUs have the *used* bytes of an ended server back, or after `RETURN_WAIT` seconds."""
+        with trio.move_on_after(RETURN_WAIT) as late:
+            await wait_returned(self.machine, before, used)
+        if late.cancelled_caught:
+            logger.warning("memory was not given back within %g s: %s", RETURN_WAIT, dict(used))
+
+    async def watch_others(self, pids: Callable[[], Iterable[int]], report: Callable[[Holding], None]) -> None:
+        """Report what there is for models whenever other programs have taken some of it or given it back; for ever."""
+        known = dict(self.budget.sizes)
+        while self.config.yield_to_others:
+            await trio.sleep(FOREIGN_LOOK)
+            sizes = self._left_by_others(pids())
+            if sizes != known:
+                known = sizes
+                report(sizes)
+
+    def _left_by_others(self, pids: Iterable[int]) -> dict[str, int]:
+        free, ours = self.machine.free(), self.machine.used_by(pids)
+        left = {device: max(0, free[device] + ours.get(device, 0) - self.config.headroom) for device in free}
+        usable = usable_sizes(self.config, self.machine)
+        return {device: min(size, left.get(device, size)) for device, size in usable.items()}
+
+
+def make_memory(config: Config, machine: Machine) -> Memory | None:
+    """The budget that *config* asks for; None where memory is not in play.  Looks at the machine and at model files."""
+    if config.memory is None:
+        return None
+    machine.discover()
+    sizes = usable_sizes(config.memory, machine)
+    wishes = {name: _wish(model, sizes) for name, model in config.models.items()}
+    footprints = Footprints(tuple(sizes), wishes, trusts_measurement=config.memory.learn and not machine.unmeasured)
+    return Memory(config.memory, machine, Budget(sizes, footprints))
+
+
+def usable_sizes(config: MemoryConfig, machine: Machine) -> dict[str, int]:
+    """Bytes of each device that models may use, GPUs first: what is said or found, without the headroom."""
+    found = {device.name: device.total for device in machine.devices}
+    said = config.devices if config.devices is not None else dict.fromkeys(found)
+    sizes = {name: found.get(name, 0) if size is None else size for name, size in said.items()}
+    return {name: max(0, sizes[name] - config.headroom) for name in sorted(sizes, key=lambda name: name == RAM)}
+
+
+def _wish(model: ModelConfig, sizes: Mapping[str, int]) -> Wish:
+    said = llama_arguments(model.argv)
+    device = model.device
+    if device is None and said.gpu_layers == 0 and RAM in sizes:
+        device = RAM
+    return Wish(model.memory, device, _guess(model) if model.memory is None else None)
+
+
+def _guess(model: ModelConfig) -> int | None:
+    """Bytes that the server of *model* needs, as far as its command line and files tell."""
+    said = llama_arguments(model.argv)
+    if said.model is None:
+        return None
+    try:
+        size = sum(Path(name).stat().st_size for name in split_files(said.model))
+        guess = estimate(
+            _header(Path(said.model)),
+            size,
+            context=said.context,
+            parallel=said.parallel,
+            cache_k=said.cache_k,
+            cache_v=said.cache_v,
+            ubatch=said.ubatch,
+        )
+        more = [Path(name).stat().st_size for name in (said.mmproj, said.draft) if name is not None]
+    except (OSError, ValueError) as exc:
+        logger.info("nothing can be guessed of the memory that model=%s needs: %s", model.name, exc)
+        return None
+    return guess + sum(more)
+
+
+def _header(path: Path) -> Header:
+    with path.open("rb") as file:
+        data = file.read(_HEADER)
+        while isinstance(header := read_header(data), Incomplete):
+            more = file.read(max(header.needed - len(data), len(data)))
+            if not more:
+                raise ValueError("the file ends within its header")
+            data += more
+    return header

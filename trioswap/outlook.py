@@ -1,0 +1,129 @@
+"""The truth while you wait: why somebody was put out, who waits for what, and for how long, as far as can be told.
+
+Says, decides nothing.  The estimates are made of learned costs; a model that works may fall
+idle sooner than assumed, so they rather err to the long side, and a load that takes longer
+than ever is expected to take a tenth more of what it has taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Final
+
+from trioswap.errors import DoesNotFit, MemoryLent, ModelStuck, TrioswapError
+from trioswap.lifecycle import State
+from trioswap.messages import Eviction, WaitView
+from trioswap.planning import Plan
+from trioswap.residency import Residency
+from trioswap.turns import Model, due_at
+
+# Who is late is expected to be late by a tenth of its time: no better guess, but it grows with the delay.
+_LATE: Final = 0.1
+
+
+_Outlook = tuple[str, tuple[str, ...], float]
+"""Stage, who is in the way, seconds until the model serves."""
+
+
+def eviction(victim: Model, claim: Model, now: float) -> Eviction:
+    """Why *victim* goes for *claim*, to be called before it is told to."""
+    return Eviction(
+        model=victim.name,
+        attempt=victim.attempt,
+        target=claim.name,
+        was=victim.state,
+        idle=now - victim.idle_since,
+        reload=victim.costs.load.value,
+        waited=now - claim.claim_start,
+    )
+
+
+def hopeless(claim: Model, blocker: Model | None) -> Callable[[], TrioswapError]:
+    """What to tell the waiters of *claim*: *blocker* will not go, or (None) it is too large for the machine."""
+    if blocker is None:
+        return partial(DoesNotFit, claim.name)
+    if blocker.stuck:
+        return partial(ModelStuck, claim.name, blocker.name)
+    return partial(MemoryLent, claim.name, blocker.name)
+
+
+def waiting(models: Mapping[str, Model], plan: Plan, residency: Residency, now: float) -> list[WaitView]:
+    """Every waiting request; those of one model in the order in which they came."""
+    served_in: dict[str, _Outlook] = {}
+    for model in models.values():
+        if model.queue.count and model.state is State.STARTING:
+            served_in[model.name] = ("loading", (), _load_left(model, now))
+        elif model.queue.count and model.state in (State.READY, State.DRAINING):
+            served_in[model.name] = ("queued", (), 0.0)
+    served_in |= _claims(models, plan, residency, now)
+    return [
+        WaitView(ticket, name, now - models[name].queue.arrived(ticket), place, stage, waits_for, wait)
+        for name, (stage, waits_for, until) in served_in.items()
+        for place, (ticket, wait) in enumerate(_line(models[name], until), start=1)
+    ]
+
+
+def _line(model: Model, until: float) -> Iterator[tuple[int, float]]:
+    """The waiting tickets of *model*, which serves in *until* seconds, and when each has its turn."""
+    beside = len(model.leases)
+    for place, ticket in enumerate(model.queue, start=1):
+        rounds = math.ceil((place + beside) / model.policy.parallel) - 1 if model.policy.parallel < math.inf else 0
+        yield ticket, until + max(0, rounds) * model.costs.service.value
+
+
+def _claims(models: Mapping[str, Model], plan: Plan, residency: Residency, now: float) -> dict[str, _Outlook]:
+    """The claims one after the other: each loads when its room is free and the one before it has loaded."""
+    found: dict[str, _Outlook] = {}
+    loaded = max((_load_left(m, now) for m in models.values() if m.state is State.STARTING), default=0.0)
+    before: list[tuple[Model, float]] = []
+    for name in plan.order:
+        claim = models[name]
+        if not claim.is_claim:
+            continue
+        stage, waits_for, free = _room(claim, models, plan, now)
+        for other, served in before:
+            if residency.place(name, {other.name: other.holding}) is None:
+                free = max(free, served + other.costs.stop.value)
+        loaded = max(loaded, free) + claim.costs.load.value
+        found[name] = (stage, waits_for, loaded)
+        before.append((claim, loaded + _turn(claim)))
+    return found
+
+
+def _room(claim: Model, models: Mapping[str, Model], plan: Plan, now: float) -> _Outlook:
+    """How far *claim* is with those that are resident now: stage, who is in the way, seconds until they are gone."""
+    blocked = plan.blocked.get(claim.name)
+    victims = [models[name] for name in blocked.by] if blocked is not None else []
+    names = tuple(victim.name for victim in victims)
+    stopping = [model for model in models.values() if model.state is State.STOPPING]
+    if any(plan.closed.get(name) is claim for name in names):
+        return "draining", names, max(_drain_left(victim, now) + victim.costs.stop.value for victim in victims)
+    if not victims and stopping:
+        return "stopping", tuple(m.name for m in stopping), max(_left(m.costs.stop.value, m, now) for m in stopping)
+    until = blocked.until if blocked is not None and blocked.until < math.inf else due_at(claim)
+    if until == math.inf:  # llama-swap's line: until those at work are done, whenever that is
+        until = now + max((victim.costs.service.value for victim in victims), default=0.0)
+    return "queued", names, max(0.0, until - now) + max((v.costs.stop.value for v in victims), default=0.0)
+
+
+def _turn(claim: Model) -> float:
+    """Seconds it takes to serve those who wait now."""
+    parallel = claim.policy.parallel
+    return claim.costs.service.value * (math.ceil(claim.queue.count / parallel) if parallel < math.inf else 1)
+
+
+def _load_left(model: Model, now: float) -> float:
+    return _left(model.costs.load.value, model, now)
+
+
+def _drain_left(model: Model, now: float) -> float:
+    oldest = max((now - lease.since for lease in model.leases.values()), default=math.inf)
+    return 0.0 if oldest == math.inf else max(model.costs.service.value - oldest, _LATE * oldest)
+
+
+def _left(expected: float, model: Model, now: float) -> float:
+    """Seconds until what *model* began is done."""
+    taken = now - model.began
+    return max(expected - taken, _LATE * taken)

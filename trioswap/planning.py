@@ -1,0 +1,224 @@
+"""The decision: given who waits and who is resident, whose gates close, who is put out, who starts.
+
+A plan is a pure function of the models and the time.  It is made anew whenever something
+happened that may matter, and remembers nothing, so a cancelled request, a crash or a
+server that went by itself needs no case of its own: the next plan is simply another one.
+
+The claims are taken in order.  Each gets room beside those who stay, or else victims; the
+room that an earlier claim was given is taken for the later ones.  A claim that is overdue
+and whose room is not free yet is promised it: later claims may only use what is left, or
+small models would take turns in front of a large one for ever.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+
+import attrs
+
+from trioswap.lifecycle import State
+from trioswap.messages import Rules
+from trioswap.residency import Holding, Offer, Residency
+from trioswap.residency.budget import Budget
+from trioswap.turns import Model, due_at, free_at
+
+# Landlord credits are compared, not added up, so the cheapest victim must still cost something.
+LEAST_COST = 1e-6
+
+
+@attrs.frozen
+class Blocked:
+    """Why a claim has to wait."""
+
+    by: tuple[str, ...]
+    """Who is in its way; empty: somebody who loads, or another claim that was before it."""
+    until: float
+    """When they can be made to go; inf: nobody can tell."""
+
+
+@attrs.define(eq=False)
+class Plan:
+    """What is to be done now, and when to think again."""
+
+    start: list[tuple[Model, Holding]] = attrs.field(factory=list)
+    swap: list[tuple[Model, list[Model]]] = attrs.field(factory=list)
+    """A claim, and those who end for it: all of them can."""
+    closed: dict[str, Model] = attrs.field(factory=dict)
+    """Whose gate is to be closed, for which claim."""
+    hopeless: list[tuple[Model, Model | None]] = attrs.field(factory=list)
+    """A claim that can never be served, and the model that will not go (None: it is too large for the machine)."""
+    wake_at: float = math.inf
+    blocked: dict[str, Blocked] = attrs.field(factory=dict)
+    order: list[str] = attrs.field(factory=list)
+    """The claims, the next one first."""
+
+
+def make_plan(
+    claims: Iterable[Model], occupied: Iterable[Model], residency: Residency, rules: Rules, now: float
+) -> Plan:
+    """Decide for everybody."""
+    return _Planner(list(claims), list(occupied), residency, rules, now).plan()
+
+
+def one_to_relieve(occupied: Collection[Model], budget: Budget) -> Model | None:
+    """The cheapest idle model whose memory others use; None: nobody has to go, or nobody can."""
+    over = budget.overcommitted({model.name: model.holding for model in occupied if not model.leaving})
+    idle = [model for model in occupied if model.state is State.READY and not model.has_work and model.policy.yields]
+    idle = [model for model in idle if over.keys() & model.holding.keys()]
+    return min(idle, key=lambda model: (model.credit, model.name), default=None)
+
+
+def rank(claim: Model, due: float, rules: Rules, now: float) -> tuple[float, float, float, str]:
+    """Sort key of a claim that is due at *due*.
+
+    The one that is due first is next, which with equal weights is the one that has waited
+    longest; a model that was just put out has begun to wait anew.  Priority goes before
+    that only among those that are not overdue, so it cannot starve anybody.
+    """
+    if rules.by_arrival:
+        return (0.0, -claim.policy.priority, claim.queue.oldest, claim.name)
+    return (0.0, 0.0, due, claim.name) if due <= now else (1.0, -claim.policy.priority, due, claim.name)
+
+
+class _Planner:
+    def __init__(
+        self, claims: list[Model], occupied: list[Model], residency: Residency, rules: Rules, now: float
+    ) -> None:
+        self.due = {claim.name: due_at(claim) for claim in claims}
+        self.claims = sorted(claims, key=lambda claim: rank(claim, self.due[claim.name], rules, now))
+        self.models = {model.name: model for model in occupied}
+        self.residency, self.rules, self.now = residency, rules, now
+        # Who will be resident when everything decided so far has happened, and who takes room right now.
+        self.after = {model.name: model.holding for model in occupied if not model.leaving}
+        self.held = {model.name: model.holding for model in occupied}
+        self.promised: list[str] = []  # claims that have room in `after` and have not started
+        self.loads = sum(model.state is State.STARTING for model in occupied)
+        self.unmovable = {m.name: m.holding for m in occupied if m.stuck or not m.policy.yields}
+        movable = [model for model in occupied if _can_be_put_out(model)]
+        self.movable = {model.name for model in movable}
+        # Everybody works, with full weight: whoever is not overdue yet cannot put out anybody.
+        self.firm = all(model.has_work and model.heaviest >= 1.0 for model in movable)
+        self.draining = {model.name for model in occupied if model.state is State.DRAINING}
+        self.waiting = sum(claim.queue.weight for claim in claims)
+        self.cheapest = min((model.credit for model in occupied if model.serves), default=0.0)
+        self.result = Plan(order=[claim.name for claim in self.claims])
+
+    def plan(self) -> Plan:
+        for claim in self.claims:
+            if claim.stuck:
+                self.result.hopeless.append((claim, claim))
+                continue
+            holding = self.residency.place(claim.name, self.after)
+            if holding is not None:
+                self._give(claim, holding)
+                self._start(claim)
+            elif not self._make_room(claim):
+                break
+        return self.result
+
+    def _start(self, claim: Model) -> None:
+        """There is room, now or when a stop under way is over.
+
+        Nobody starts who would have to go again for an earlier claim: groups may let a
+        newcomer in beside one that would put it out.
+        """
+        if claim.state is not State.STOPPED or self.loads >= self.rules.parallel_loads:
+            return
+        holding = self.residency.place(claim.name, self.held)
+        if holding is None or any(self._would_put_out(n, claim, holding) for n in self.promised):
+            return
+        self.promised.remove(claim.name)
+        self.held[claim.name] = self.after[claim.name] = holding
+        self.loads += 1
+        self.result.start.append((claim, holding))
+
+    def _would_put_out(self, other: str, claim: Model, holding: Holding) -> bool:
+        return other != claim.name and self.residency.place(other, {claim.name: holding}) is None
+
+    def _make_room(self, claim: Model) -> bool:
+        """Take the room from others, now or later; False: nobody after this claim may have any."""
+        if not self.movable or (self.firm and self.due[claim.name] > self.now):
+            return self._wait(claim)
+        offers = _Offers(self, claim)
+        victims = self._choose(claim, offers)
+        if victims is None:
+            return self._wait(claim)
+        until = max(offers.free_at(name) for name in victims)
+        self.result.blocked[claim.name] = Blocked(tuple(sorted(victims)), until)
+        if until > self.now:
+            self.result.wake_at = min(self.result.wake_at, until)
+            if self.due[claim.name] > self.now:
+                return True
+        self.movable -= victims
+        for name in victims:
+            del self.after[name]
+        holding = self.residency.place(claim.name, self.after)
+        assert holding is not None, "whoever was chosen makes enough room"
+        self._give(claim, holding)
+        if until <= self.now:
+            self._put_out(claim, [self.models[name] for name in sorted(victims)])
+        return True
+
+    def _choose(self, claim: Model, offers: _Offers) -> frozenset[str] | None:
+        """Those who are draining already, if they are enough: else two could take turns in being reopened."""
+        if self.draining:
+            chosen = self.residency.victims(
+                claim.name, self.after, lambda name: offers(name) if name in self.draining else None
+            )
+            if chosen is not None:
+                return chosen
+        return self.residency.victims(claim.name, self.after, offers)
+
+    def _give(self, claim: Model, holding: Holding) -> None:
+        self.after[claim.name] = holding
+        self.promised.append(claim.name)
+
+    def _put_out(self, claim: Model, victims: list[Model]) -> None:
+        for victim in victims:
+            if victim.state is not State.STARTING:
+                self.result.closed[victim.name] = claim
+        if all(victim.can_end for victim in victims):
+            self.result.swap.append((claim, victims))
+            self.loads -= sum(victim.state is State.STARTING for victim in victims)
+
+    def _wait(self, claim: Model) -> bool:
+        """Nobody can go for it now; perhaps nobody ever will."""
+        if self.residency.place(claim.name, self.unmovable) is None:
+            alone = self.residency.place(claim.name, {})
+            self.result.hopeless.append((claim, None if alone is None else self.models[min(self.unmovable)]))
+            return True
+        due = self.due[claim.name]
+        self.result.blocked[claim.name] = Blocked((), math.inf)
+        if self.movable and due > self.now:
+            self.result.wake_at = min(self.result.wake_at, due)
+        return due > self.now
+
+
+def _can_be_put_out(model: Model) -> bool:
+    loads_for_nobody = model.state is State.STARTING and not model.queue.count
+    return model.policy.yields and (model.serves or loads_for_nobody)
+
+
+class _Offers:
+    """What the resident models offer to one claim."""
+
+    def __init__(self, planner: _Planner, claim: Model) -> None:
+        self.planner, self.claim = planner, claim
+        self._free_at: dict[str, float] = {}
+
+    def __call__(self, name: str) -> Offer | None:
+        planner = self.planner
+        if name not in planner.movable:
+            return None
+        if planner.rules.by_arrival:  # llama-swap chooses without a look at who is busy, then waits
+            return Offer(planner.now, busy=False, cost=1.0)
+        model = planner.models[name]
+        cost = model.credit - planner.cheapest + LEAST_COST
+        return Offer(max(self.free_at(name), planner.now), busy=model.has_work, cost=cost)
+
+    def free_at(self, name: str) -> float:
+        if name not in self._free_at:
+            planner = self.planner
+            self._free_at[name] = free_at(planner.models[name], self.claim, planner.waiting, planner.now)
+        return self._free_at[name]
