@@ -24,15 +24,15 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy, strict."""
-    session.install("-e", ".", MYPY, "nox", "numpy")  # numpy: for its types, in tinymodels
+    session.install("-e", ".", MYPY, "nox", "numpy")  # numpy: for its types, in tinymodels and traces
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Everything but the races: real children, real sockets, the real engine, real clients."""
-    session.install("-e", ".[llama,test]")
-    session.run("pytest", "-m", "not races", *session.posargs)
+    """Everything but races and large walks: real children, real sockets, the real engine, real clients."""
+    session.install("-e", ".[llama,nvidia,simulate,test]")
+    session.run("pytest", "-m", "not races and not walks", *session.posargs)
 
 
 @nox.session
@@ -40,6 +40,13 @@ def races(session: nox.Session) -> None:
     """The shell under seeded schedules on a mock clock; options: -- --race-seed N --race-count N."""
     session.install("-e", ".[test]")
     session.run("pytest", "-m", "races", *session.posargs)
+
+
+@nox.session
+def walks(session: nox.Session) -> None:
+    """Every reachable state of larger worlds around the scheduler; some minutes."""
+    session.install("-e", ".[simulate,test]")
+    session.run("pytest", "-m", "walks", *session.posargs)
 
 
 @nox.session

@@ -208,7 +208,7 @@ def test_a_solution_is_a_sentence():
     policy = matrix("abcd", {"c": 3}, s="a & b")
 
     assert str(policy.solve("a", "bcd")) == "a evicts c, d (cost 4); set s allows a, b"
-    assert str(policy.solve("c", "")) == "c evicts nobody; no set allows c"
+    assert str(policy.solve("c", "")) == "c evicts nobody; by no set, resident then: c"
 
 
 # ---- against everything written out -----------------------------------------------------------
@@ -308,7 +308,7 @@ def policy_of(world) -> Matrix:
     return matrix(MODELS, costs, **{name: rendered(tree) for name, tree in trees.items()})
 
 
-@settings(derandomize=True, deadline=None, max_examples=600)
+@settings(derandomize=True, deadline=None, max_examples=400)
 @given(WORLDS, st.lists(SUBSETS, min_size=1, max_size=8))
 def test_the_solver_finds_what_writing_everything_out_finds(world, residents):
     """The same victims, set, combination and cost for each target, ties included."""

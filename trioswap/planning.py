@@ -209,15 +209,18 @@ class _Offers:
 
     def __call__(self, name: str) -> Offer | None:
         planner = self.planner
+        if planner.rules.by_arrival and name not in planner.unmovable:
+            # llama-swap chooses without a look at who is busy or loading, then waits.
+            return Offer(planner.now, busy=False, cost=1.0)
         if name not in planner.movable:
             return None
-        if planner.rules.by_arrival:  # llama-swap chooses without a look at who is busy, then waits
-            return Offer(planner.now, busy=False, cost=1.0)
         model = planner.models[name]
         cost = model.credit - planner.cheapest + LEAST_COST
         return Offer(max(self.free_at(name), planner.now), busy=model.has_work, cost=cost)
 
     def free_at(self, name: str) -> float:
+        if name not in self.planner.movable:
+            return math.inf
         if name not in self._free_at:
             planner = self.planner
             self._free_at[name] = free_at(planner.models[name], self.claim, planner.waiting, planner.now)

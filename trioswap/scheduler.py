@@ -340,7 +340,7 @@ class Scheduler:
     def _relieve(self) -> None:
         """Idle models go, the cheapest first, while others use the memory that they hold."""
         while self._budget is not None and (model := one_to_relieve(self._occupied.values(), self._budget)):
-            self._stop(model, "other programs have taken the memory it holds")
+            self._stop(model, "the memory that it holds is used by others")
 
     def _stop_the_expired(self) -> None:
         for model in list(self._occupied.values()):

@@ -14,20 +14,23 @@ import attrs
 from trioswap.config.matrix import MatrixConfig, Member, Operator, Reference
 from trioswap.residency import NOTHING, Holding, Offers
 
-# A combination can be one of millions, so no set is ever written out.  A question concerns only
-# the target and the resident models: seen through them, most combinations are equal, or one
-# has all that another has.  Costs are above 0, so having more is never worse: such a
-# combination is dropped, and as a part of a larger one it may be dropped at once.  Bottom-up
-# that leaves a short *front* of each part of an expression.
+# A set can stand for millions of combinations, so it is never written out.  A question concerns
+# only the target and the resident models: seen through them, most combinations are equal, or
+# one has all that another has.  Costs are above 0, so having more is never worse: the lesser
+# combination is dropped, and as a piece of larger ones it may be dropped at once.  Bottom-up
+# that leaves a short *front* for each part of an expression.
 #
 # Two things would still go wrong:
-#   - `(a1 | b1) & (a2 | b2) & ...` with everybody resident has 2 ** n fronts that have
-#     nothing in common.  But what they choose between does not meet again: only a model that
-#     stands on both sides of some "&" can be united with itself, and needs its bit.  Of all
-#     others it is enough to know what the kept ones are worth.
+#   - With everybody resident, `(a1 | b1) & (a2 | b2) & ...` has 2 ** n combinations none of
+#     which has all of another.  But only a model that stands on both sides of some "&" can
+#     meet itself, and has to be known by its bit; of the others it is enough to know what
+#     the kept ones are worth.
 #   - Of equally cheap combinations the first must win, and what was dropped may have been a
 #     piece of it.  So fronts only tell the best cost; then a second walk, from the top, takes
-#     the first alternative each time from which that cost can still be reached.
+#     each time the first alternative from which that cost can still be reached.
+#
+# What is left is exponential at worst only in the number of resident models that meet
+# themselves, and not in the size of the matrix.
 
 
 @attrs.frozen
@@ -49,8 +52,8 @@ class Solution:
     def __str__(self) -> str:
         """One sentence for people."""
         did = f"evicts {', '.join(self.evict)} (cost {self.cost})" if self.evict else "evicts nobody"
-        where = f"set {self.set_name}" if self.set_name is not None else "no set"
-        return f"{self.target} {did}; {where} allows {', '.join(sorted(self.combination))}"
+        where = "by no set, resident then:" if self.set_name is None else f"set {self.set_name} allows"
+        return f"{self.target} {did}; {where} {', '.join(sorted(self.combination))}"
 
 
 @attrs.frozen
@@ -76,7 +79,7 @@ class Matrix:
         return _compile(self.config)
 
     def place(self, target: str, resident: Mapping[str, Holding]) -> Holding | None:
-        """Nothing, or None where no combination has the target and everybody resident."""
+        """Nothing, or None where somebody is resident and no combination has all of them and the target."""
         return None if self.solve(target, resident).evict else NOTHING
 
     def victims(self, target: str, resident: Mapping[str, Holding], offers: Offers) -> frozenset[str] | None:
