@@ -195,10 +195,9 @@ def _office(rng: Rng, swap: float) -> Parts:
     ]
     sessions = []
     for user, model in enumerate(["big", "mid", "code", "mid", "code", "big", "mid", "code"]):
-        if model == "code":  # completions: short and quick
-            steps = _chain(rng, model, 14, prompt=1000, grows=200, new=250, out=60, think=4, sigma=0.9, most=60)
-        else:
-            steps = _chain(rng, model, 14, prompt=1000, grows=200, new=300, out=200, think=20, sigma=0.7, most=120)
+        # Completions of code are short and quick.
+        new, out, think, sigma, most = (250, 60, 4, 0.9, 60) if model == "code" else (300, 200, 20, 0.7, 120)
+        steps = _chain(rng, model, 14, prompt=1000, grows=200, new=new, out=out, think=think, sigma=sigma, most=most)
         sessions.append(Session(f"p{user}", float(rng.uniform(0, 60)), steps))
     return models, sessions
 
