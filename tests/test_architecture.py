@@ -94,7 +94,14 @@ ORDER = [
     "__main__",
 ]
 PURE = ORDER[: ORDER.index("proctree")]
-ONLY_IMPORTER = {"httpx": "remote", "hypercorn": "server", "click": "cli", "xllamacpp": "engine", "gguf": "tinymodels"}
+ONLY_IMPORTER = {
+    "httpx": "remote",
+    "hypercorn": "server",
+    "click": "cli",
+    "xllamacpp": "engine",
+    "gguf": "tinymodels",
+    "matplotlib": "simulation.plot",
+}
 
 
 def path_of(name: str) -> Path:

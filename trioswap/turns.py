@@ -246,7 +246,9 @@ def credit(model: Model) -> float:
 
 def free_at(model: Model, claim: Model, waiting: float, now: float) -> float:
     """When *model* may be put out for *claim*; *waiting* is the weight of all requests that are kept waiting."""
-    if model.state is State.STARTING:  # its waiters have all left
+    # A load whose waiters have all left; or a turn that was ended rightly, and what worked then is done: judged by
+    # what is left, it would be a light load with a full lease again.
+    if model.state is State.STARTING or (model.state is State.DRAINING and not model.has_work):
         return now
     mine, theirs = model.heaviest, claim.queue.heaviest
     lease_end = model.ready_at + turn_lease(model) * (1.0 if mine >= theirs else mine / theirs)

@@ -44,9 +44,9 @@ class Request:
     """Seconds of prefill ahead, when alone."""
     to_decode: float = 0.0
 
-    def speed(self, shared: float) -> float:
-        """Its speed where others of the server run at *shared*: a recorded duration has the others in it already."""
-        return shared if self.step.service is None else 1.0
+    def speed(self, together: float) -> float:
+        """Its speed in a server where requests run at *together*: a recorded duration has the others in it already."""
+        return together if self.step.service is None else 1.0
 
     @property
     def ahead(self) -> float:

@@ -34,8 +34,7 @@ def build(name: str, seed: int, swap: float) -> Workload:
     noise = np.random.default_rng(seed + 7919)
     names = sorted(spec.name for spec in models)
     factors = {model: np.exp(noise.normal(0, _JITTER, _LOADS)).tolist() for model in names}
-    budget = 24 * GB if name.endswith("_budget") else None
-    return Workload(name, tuple(models), tuple(sessions), budget, jitter=factors)
+    return Workload(name, tuple(models), tuple(sessions), 24 * GB if name.endswith("_budget") else None, jitter=factors)
 
 
 def _seconds(rng: Rng, median: float, sigma: float, most: float = 1e9) -> float:
