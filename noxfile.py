@@ -58,6 +58,8 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What trioswap adds to the start of a server and to a swap; prints ratios."""
-    session.install("-e", ".")
+    """What trioswap adds to a start and to a swap, its policy against llama-swap's, and what a decision costs."""
+    session.install("-e", ".[simulate]")
     session.run("python", "benchmarks/swap_latency.py")
+    session.run("python", "benchmarks/policies.py")
+    session.run("python", "benchmarks/scheduler_cost.py")

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -45,27 +45,29 @@ def daemon(models: Mapping[str, Mapping[str, object]], *, log_level: str, **sett
     Raises:
         TimeoutExpired: it did not end by itself.
     """
-    with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        config = {"listen": "127.0.0.1:0", "state_dir": name, "groups": {}, **settings, "models": models}
-        (directory / "trioswap.toml").write_text(tomli_w.dumps(config))
-        argv = [sys.executable, "-m", "trioswap", "serve", "-c", "trioswap.toml", "--log-level", log_level]
-        log = directory / "log"
-        with (
-            log.open("w") as errors,
-            subprocess.Popen(argv, cwd=name, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-        ):
-            assert process.stdout is not None
-            try:
-                said = process.stdout.readline()
-                assert said, log.read_text()
-                url = urlsplit(said.split()[-1])
-                assert url.hostname is not None
-                assert url.port is not None
-                yield Daemon((url.hostname, url.port), log)
-            finally:
-                process.send_signal(signal.SIGTERM)
-                process.wait(PATIENCE)
+    with tempfile.TemporaryDirectory() as directory:
+        config, log = Path(directory) / "trioswap.toml", Path(directory) / "log"
+        own = {"listen": "127.0.0.1:0", "state_dir": directory, "groups": {}}
+        config.write_text(tomli_w.dumps({**own, **settings, "models": models}))
+        argv = [sys.executable, "-m", "trioswap", "serve", "-c", str(config), "--log-level", log_level]
+        with log.open("w") as errors:
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
+        try:
+            yield Daemon(_address(process, log), log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=PATIENCE)
+
+
+def _address(process: subprocess.Popen[str], log: Path) -> Address:
+    """Where it says that it listens."""
+    assert process.stdout is not None
+    said = process.stdout.readline()
+    assert said, log.read_text()
+    url = urlsplit(said.split()[-1])
+    assert url.hostname is not None
+    assert url.port is not None
+    return url.hostname, url.port
 
 
 def model(name: str, *flags: str | float, **settings: object) -> dict[str, object]:

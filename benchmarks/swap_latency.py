@@ -13,23 +13,15 @@ Run it with `nox -s bench`.  Exits with 1 when the promise (50 ms) is not kept.
 from __future__ import annotations
 
 import http.client
-import json
-import signal
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from urllib.parse import urlsplit
+
+from common import PATIENCE, Address, ask, command, daemon, free_port, model
 
 ROUNDS = 20
-PATIENCE = 30.0  # seconds for whatever takes milliseconds; then the benchmark fails instead of waiting
 PROMISE = 0.050  # seconds from ready to the first forwarded byte
-SERVER = Path(__file__).parent.parent / "tests" / "model_server.py"
 # name -> flags: a server that says when it is ready, and one that says nothing at all.
 SERVERS = {
     "talks-200ms": ("--ready-delay", "0.2"),
@@ -40,54 +32,17 @@ SERVERS = {
 }
 
 
-def command(name: str, port: str, flags: tuple[str, ...]) -> list[str]:
-    return [sys.executable, "-S", "-E", str(SERVER), "--port", port, "--name", name, *flags]
-
-
-@contextmanager
-def daemon() -> Iterator[tuple[str, int]]:
-    """A real daemon with the servers above, one resident at a time; gives its host and port."""
-    with tempfile.TemporaryDirectory() as directory:
-        config = Path(directory) / "trioswap.toml"
-        models = [
-            f'[models."{name}"]\ncmd = {json.dumps(command(name, "${PORT}", f))}\n' for name, f in SERVERS.items()
-        ]
-        config.write_text('listen = "127.0.0.1:0"\n' + "\n".join(models))
-        argv = [sys.executable, "-m", "trioswap", "serve", "-c", str(config), "--log-level", "error"]
-        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            url = urlsplit(process.stdout.readline().split()[-1])
-            assert url.hostname is not None
-            assert url.port is not None
-            try:
-                yield url.hostname, url.port
-            finally:
-                process.send_signal(signal.SIGTERM)
-
-
-def ask(address: tuple[str, int], model: str, path: str = "/v1/chat/completions") -> tuple[float, dict[str, float]]:
-    """POST a small request; when the first byte of the answer came, and the answer."""
-    connection = http.client.HTTPConnection(*address, timeout=PATIENCE)
-    connection.request("POST", path, json.dumps({"model": model, "messages": []}))
-    response = connection.getresponse()
-    first_byte = time.monotonic()
-    answer = json.loads(response.read())
-    assert response.status == 200, answer
-    connection.close()
-    return first_byte, answer
-
-
-def ready_to_first_byte(address: tuple[str, int], model: str, other: str) -> list[float]:
+def ready_to_first_byte(address: Address, name: str, other: str) -> list[float]:
     """Seconds by which the first byte comes after the server was ready, each time through a swap."""
     delays = []
     for _ in range(ROUNDS):
         ask(address, other)
-        first_byte, answer = ask(address, model)
+        first_byte, answer = ask(address, name)
         delays.append(first_byte - answer["ready_at"])
     return delays
 
 
-def swaps_through_daemon(address: tuple[str, int], models: tuple[str, str]) -> list[float]:
+def swaps_through_daemon(address: Address, models: tuple[str, str]) -> list[float]:
     """Seconds from the request to the answer when the other model is resident."""
     ask(address, models[1])
     took = []
@@ -103,7 +58,7 @@ def swaps_by_hand(models: tuple[str, str]) -> list[float]:
     took, port = [], free_port()
     for index in range(ROUNDS):
         name, begun = models[index % 2], time.monotonic()
-        with subprocess.Popen(command(name, str(port), SERVERS[name]), stdout=subprocess.DEVNULL) as server:
+        with subprocess.Popen(command(name, port, *SERVERS[name]), stdout=subprocess.DEVNULL) as server:
             try:
                 ask_when_ready(("127.0.0.1", port), name)
             finally:
@@ -112,7 +67,7 @@ def swaps_by_hand(models: tuple[str, str]) -> list[float]:
     return took
 
 
-def ask_when_ready(address: tuple[str, int], model: str) -> None:
+def ask_when_ready(address: Address, name: str) -> None:
     """Poll without mercy: the fastest anybody could be; but not for ever."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -126,28 +81,23 @@ def ask_when_ready(address: tuple[str, int], model: str) -> None:
         finally:
             connection.close()
         time.sleep(0.001)  # noqa: TID251 - no event loop here
-    ask(address, model)
-
-
-def free_port() -> int:
-    """A loopback port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    ask(address, name)
 
 
 def main() -> int:
     """Measure, print, judge."""
     kept = True
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr] # each figure when it is there
-    with daemon() as address:
+    servers = {name: model(name, *flags) for name, flags in SERVERS.items()}
+    with daemon(servers, log_level="error") as served:
+        address = served.address
         print(f"ready -> first byte at the client, median of {ROUNDS} (promise: {PROMISE * 1e3:.0f} ms)")
-        for model in SERVERS:
-            delays = ready_to_first_byte(address, model, "talks-200ms" if model != "talks-200ms" else "silent-200ms")
+        for name in SERVERS:
+            delays = ready_to_first_byte(address, name, "talks-200ms" if name != "talks-200ms" else "silent-200ms")
             median = statistics.median(delays)
             kept = kept and median <= PROMISE
             low, high = min(delays) * 1e3, max(delays) * 1e3
-            print(f"  {model:14} {median * 1e3:6.1f} ms   (min {low:.1f}, max {high:.1f})")
+            print(f"  {name:14} {median * 1e3:6.1f} ms   (min {low:.1f}, max {high:.1f})")
         pair = ("talks-200ms", "silent-200ms")
         through, by_hand = map(statistics.median, (swaps_through_daemon(address, pair), swaps_by_hand(pair)))
     print(f"swap of two servers that need 200 ms, median of {ROUNDS}")

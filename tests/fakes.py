@@ -1,21 +1,60 @@
-"""Stand-ins that pass the same contract tests as what they stand for (test_supervised.py)."""
+"""Stand-ins that pass the same contract tests as what they stand for (test_supervised.py, test_memory.py)."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 import trio
 
-from trioswap.config import Config, GroupConfig, ModelConfig
+from trioswap.config import Config, GroupConfig, MemoryConfig, ModelConfig
+from trioswap.devices import RAM, Device
 from trioswap.errors import StartFailed, UpstreamFailed
+from trioswap.fleet import policy_of, residency_of
 from trioswap.group import SwapGroup
-from trioswap.fleet import policy_of
+from trioswap.memory import Memory
 from trioswap.process import Report
 from trioswap.residency import NOTHING, Holding
-from trioswap.residency.groups import Groups
+from trioswap.residency.budget import Budget
 from trioswap.scheduler import Scheduler
+
+
+@attrs.define(eq=False)
+class FakeMachine:
+    """`devices.Machine` without a machine: who uses what is said by the test."""
+
+    totals: Mapping[str, int]
+    """device -> bytes; "ram", or the name of an NVIDIA GPU."""
+    unmeasured: bool = False
+    uses: dict[int, Holding] = attrs.field(factory=dict)
+    """pid -> bytes of each device."""
+    foreign: Holding = NOTHING
+    """What programs use that are not ours."""
+    looks: int = 0
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        return tuple(
+            Device(name, "host" if name == RAM else "nvidia", total, measurable=True, environment=_visible(name))
+            for name, total in self.totals.items()
+        )
+
+    def discover(self) -> tuple[Device, ...]:
+        return self.devices
+
+    def free(self) -> dict[str, int]:
+        used = self.used_by(self.uses)
+        return {name: total - used[name] - self.foreign.get(name, 0) for name, total in self.totals.items()}
+
+    def used_by(self, pids: Iterable[int]) -> dict[str, int]:
+        self.looks += 1
+        ours = [self.uses.get(pid, NOTHING) for pid in pids]
+        return {name: sum(used.get(name, 0) for used in ours) for name in self.totals}
+
+
+def _visible(name: str) -> dict[str, str]:
+    return {} if name == RAM else {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": f"GPU-of-{name}"}
 
 
 @attrs.define(eq=False)
@@ -45,6 +84,8 @@ class Script:
     sweep: float = 0.0
     """How long what a dead server left lives on."""
     fails: bool = False
+    runs_out: bool = False
+    """Starts fail for want of memory."""
     stays_stuck: bool = False
     rng: random.Random | None = None
     """Sprinkles checkpoints where real code would wait for the kernel."""
@@ -52,9 +93,13 @@ class Script:
     """Servers whose processes exist, by model."""
     trace: list[tuple[float, str]] = attrs.field(factory=list)
     on_spawn: Callable[[str], None] = lambda name: None
+    machine: FakeMachine | None = None
+    """Where servers take their memory."""
+    uses: dict[str, Holding] = attrs.field(factory=dict)
+    """What servers use once they are ready, by model; others what they may."""
 
     def supervise(self, spec: ModelConfig, attempt: int, holding: Holding = NOTHING) -> FakeProcess:
-        return FakeProcess(spec, attempt, self)
+        return FakeProcess(spec, attempt, self, holding)
 
     def say(self, text: str) -> None:
         self.trace.append((trio.current_time(), text))
@@ -72,6 +117,7 @@ class FakeProcess:
     spec: ModelConfig
     attempt: int
     script: Script
+    holding: Holding = NOTHING
     stuck: bool = False
     _crash: trio.Event = attrs.field(factory=trio.Event)
     _gone: trio.Event = attrs.field(factory=trio.Event)
@@ -95,9 +141,11 @@ class FakeProcess:
         try:
             with trio.move_on_after(script.load) as loaded:
                 await self._crash.wait()
-            if script.fails or not loaded.cancelled_caught:
-                return StartFailed(name, "it was told to fail")
+            if script.fails or script.runs_out or not loaded.cancelled_caught:
+                return StartFailed(name, "it was told to fail", out_of_memory=script.runs_out)
             script.say(f"{name} ready")
+            if script.machine is not None:
+                script.machine.uses[self.attempt] = script.uses.get(name, self.holding)
             self.upstream = FakeUpstream(name)
             task_status.started(self.upstream)
             await self._crash.wait()
@@ -118,15 +166,21 @@ class FakeProcess:
         if self.script.stays_stuck:
             self.stuck = True
             return
-        del self.script.alive[self.spec.name]
+        self._vanish()
         self.script.say(f"{self.spec.name} gone")
 
+    def _vanish(self) -> None:
+        del self.script.alive[self.spec.name]
+        if self.script.machine is not None:
+            self.script.machine.uses.pop(self.attempt, None)
+
     def pids(self) -> list[int]:
-        return []
+        """One, with the number of the attempt."""
+        return [self.attempt] if self.script.alive.get(self.spec.name) is self else []
 
     async def wait_gone(self) -> None:
         await self._gone.wait()
-        del self.script.alive[self.spec.name]
+        self._vanish()
 
 
 def spec(name: str, **changes: object) -> ModelConfig:
@@ -134,10 +188,23 @@ def spec(name: str, **changes: object) -> ModelConfig:
     return ModelConfig(name, (f"serve-{name}",), "http://127.0.0.1:5800", **changes)  # type: ignore[arg-type]
 
 
-def make_group(script: Script, *groups: GroupConfig, kind: type[SwapGroup] = SwapGroup, **changes: object) -> SwapGroup:
-    """A swap group of fakes; without groups, models a, b and c one at a time."""
-    groups = groups or (GroupConfig("(default)", ("a", "b", "c")),)
-    models = {name: spec(name, **changes) for group in groups for name in group.members}
-    config = Config(models, groups)
+def make_group(
+    script: Script,
+    *groups: GroupConfig,
+    kind: type[SwapGroup] = SwapGroup,
+    budget: Budget | None = None,
+    memory: Memory | None = None,
+    **changes: object,
+) -> SwapGroup:
+    """A swap group of fakes; without groups and budget, models a, b and c one at a time.
+
+    With a *budget*, or the *memory* that has one, its models.
+    """
+    budget = memory.budget if memory is not None else budget
+    if budget is None:
+        groups = groups or (GroupConfig("(default)", ("a", "b", "c")),)
+    names = [name for group in groups for name in group.members] if budget is None else budget.footprints.wishes
+    models = {name: spec(name, **changes) for name in names}
+    config = Config(models, groups, memory=None if budget is None else MemoryConfig())
     policies = {name: policy_of(config, model) for name, model in models.items()}
-    return kind(models, Scheduler(policies, Groups(groups)), script.supervise)
+    return kind(models, Scheduler(policies, residency_of(config, budget), budget=budget), script.supervise, memory)

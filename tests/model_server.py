@@ -36,6 +36,9 @@ FLAGS = {
     "ready-delay": 0.0,  # seconds since the start for which /health answers 503
     "never-ready": False,
     "exit-at-start": -1,  # exit code; exits at once, with a line on stderr
+    "out-of-memory-unless": "",  # exits for want of memory unless this file exists; makes it, so the next start works
+    "killed-unless": "",  # the same by SIGKILL, without a word
+    "allocate": 0,  # bytes that are in use before it is ready
     "exit-after": -1.0,  # seconds since the start; then exits with 1
     "spam": 0,  # bytes written to stdout at the start, as one line that does not end
     "silent": False,  # prints nothing
@@ -45,6 +48,7 @@ FLAGS = {
     "ignore-sigterm": False,
     "stop-delay": 0.0,  # seconds between SIGTERM and the exit
     # Answers.
+    "grow": 0,  # bytes more that are in use after each POST
     "hold": False,  # never answers a counted request
     "answer-delay": 0.0,  # seconds before the first byte
     "chunks": 3,  # events in a stream
@@ -61,6 +65,7 @@ CHILD_LIFETIME = 120.0
 counts = {"started": 0, "finished": 0, "aborted": 0}
 counts_lock = threading.Lock()
 children = []
+ballast = []  # what --allocate and --grow take
 
 
 class ClientLeft(Exception):
@@ -105,8 +110,14 @@ def main():
     if options.exit_at_start >= 0:
         sys.stderr.write(f"{options.name}: cannot load the model\n")
         sys.exit(options.exit_at_start)
+    if options.out_of_memory_unless and is_first_start(options.out_of_memory_unless):
+        sys.stderr.write("cudaMalloc failed: out of memory\n")
+        sys.exit(1)
+    if options.killed_unless and is_first_start(options.killed_unless):
+        os.kill(os.getpid(), signal.SIGKILL)
     install_signals(options)
     leave_children(options)
+    allocate(options.allocate)
     if options.exit_after >= 0:
         threading.Thread(target=exit_later, args=(options.exit_after,), daemon=True).start()
     if options.spam:
@@ -116,6 +127,19 @@ def main():
     if options.wrong_port:
         wait(None)
     serve(options)
+
+
+def is_first_start(path):
+    """Whether the file is not there; from now on it is."""
+    if os.access(path, os.F_OK):
+        return False
+    os.close(os.open(path, os.O_CREAT))
+    return True
+
+
+def allocate(size):
+    """Take memory for good, and write into all of it, or the kernel would not give it."""
+    ballast.append(b"x" * size)
 
 
 def install_signals(options):
@@ -305,6 +329,8 @@ def answer(connection, request, options):
     """Send what is due; return whether the connection may carry another request."""
     if options.die_on_request and request.method == "POST":
         os._exit(DIED)
+    if options.grow and request.method == "POST":
+        allocate(options.grow)
     if options.hold:
         wait_for_departure(connection, None)
     wait_for_departure(connection, options.answer_delay)

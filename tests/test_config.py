@@ -5,16 +5,29 @@ from __future__ import annotations
 import re
 import signal
 import sys
+import tomllib
 from pathlib import Path
 
-import attrs
 import pytest
 import tomli_w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trioswap.config import Config, GroupConfig, ModelConfig, load, loads
-from trioswap.config.raw import RawConfig, RawGroup, RawMatrix, RawMemory, RawModel
+from trioswap.config.keys import keys_of
+from trioswap.config.raw import (
+    RawConfig,
+    RawGroup,
+    RawHooks,
+    RawMatrix,
+    RawMemory,
+    RawPeer,
+    RawProfile,
+    RawSelector,
+    RawStartup,
+    RawUpstream,
+)
+from trioswap.config.raw_model import RawCapabilities, RawFilters, RawModel, RawTimeouts
 from trioswap.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -641,26 +654,48 @@ def test_the_full_example_has_the_true_defaults():
     assert loads(settings_only + model) == loads(model)
 
 
-TABLES = {"": RawConfig, "models": RawModel, "groups": RawGroup, "matrix": RawMatrix, "memory": RawMemory}
+def switched_on(left_out: str) -> str:
+    """The full example with everything that is commented out, but one of groups and matrix."""
+    text = SWITCHED_OFF.sub("", (CONFIGS / "full.toml").read_text())
+    return re.sub(rf"^\[{left_out}.*?(?=^# ----|\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize(("table", "raw"), TABLES.items(), ids=lambda value: value or "file")
-def test_the_full_example_shows_every_key(table, raw):
-    """Each key is there, switched on or off, below a comment that tells its default."""
-    blocks = re.split(r"^#?\[", (CONFIGS / "full.toml").read_text(), flags=re.MULTILINE)
-    text = "\n".join(block for block in blocks if re.match(r"\w*", block)[0] == table)
-    shown = re.findall(r"^((?:# .*\n)+)#?([a-z_]+) = ", text, flags=re.MULTILINE)
+def keys_shown(table: dict[str, object], raw: type) -> set[tuple[type, str]]:
+    """The keys of *table* and of the tables in it, each with the raw class that has it."""
+    found = set()
+    for name, value in table.items():
+        key = keys_of(raw)[name]
+        found.add((raw, name))
+        if key.table is not None:
+            for inner in value.values() if key.is_by_name else [value]:
+                found |= keys_shown(inner, key.table)
+    return found
 
-    keys = {field.name for field in attrs.fields(raw)} - (TABLES.keys() if raw is RawConfig else set())
-    assert {key for comment, key in shown if "efault" in comment} == keys
+
+def test_the_full_example_shows_every_key():
+    """Each key of each table is there, switched on or off."""
+    shown = set()
+    for left_out in ("groups", "matrix"):
+        shown |= keys_shown(tomllib.loads(switched_on(left_out)), RawConfig)
+    raws = {raw for raw, _ in shown}
+
+    assert shown == {(raw, name) for raw in raws for name in keys_of(raw)}
+
+
+def test_the_full_example_tells_every_default():
+    """Above each key stands a comment with its default, or that there is none."""
+    text = (CONFIGS / "full.toml").read_text()
+    above = re.findall(r"((?:^#(?: .*)?\n)*)^#?([a-z_]+) = ", text, flags=re.MULTILINE)
+
+    assert len(above) > 90
+    assert [key for comment, key in above if "efault" not in comment] == []
 
 
 @pytest.mark.parametrize("left_out", ["groups", "matrix"])
 def test_the_full_example_loads_with_everything_switched_on(tmp_path, left_out):
     """What is commented out is right too; groups and a matrix exclude each other."""
     file = tmp_path / "full.toml"
-    text = SWITCHED_OFF.sub("", (CONFIGS / "full.toml").read_text())
-    file.write_text(re.sub(rf"^\[{left_out}.*?(?=^# ----|\Z)", "", text, flags=re.MULTILINE | re.DOTALL))
+    file.write_text(switched_on(left_out))
     (tmp_path / "tiny.gguf").touch()
 
     config = load(file)
@@ -729,21 +764,41 @@ NAMES = st.sampled_from(["a", "b", "c d", "(default)", "", "\0"])
 
 def tables(raw: type, **fixed: st.SearchStrategy[object]) -> st.SearchStrategy[dict[str, object]]:
     """Tables with real keys of *raw*, mostly with wrong values."""
-    keys = {field.name: fixed.get(field.name, VALUES) for field in attrs.fields(raw)}
+    keys = {name: fixed.get(name, VALUES) for name in keys_of(raw)}
     return st.fixed_dictionaries({}, optional=keys)
 
 
 SIZES_OF = st.dictionaries(st.sampled_from(["ram", "gpu0", "auto", ""]), st.just("2GiB") | VALUES, max_size=2)
-MODELS = tables(RawModel, cmd=st.just("x ${PORT}") | VALUES, memory=SIZES_OF | VALUES)
+FILTERS = tables(
+    RawFilters, set_params_by_id=st.dictionaries(st.text(max_size=2), st.dictionaries(st.text(max_size=2), VALUES))
+)
+MODELS = tables(
+    RawModel,
+    cmd=st.just("x ${PORT}") | VALUES,
+    memory=SIZES_OF | VALUES,
+    filters=FILTERS | VALUES,
+    timeouts=tables(RawTimeouts) | VALUES,
+    capabilities=tables(RawCapabilities) | VALUES,
+)
 GROUPS = tables(RawGroup, members=st.lists(NAMES, max_size=3) | VALUES)
 DEVICES = st.dictionaries(st.sampled_from(["ram", "gpu0", "auto", ""]), st.sampled_from(["auto", "1GiB"]) | VALUES)
 EXPRESSIONS = st.sampled_from(["a & b", "a | +a", "+b", "(x"])
+TARGETS = st.lists(st.sampled_from(["a", "b", "c d", "a/b", "b/x", "x"]), max_size=3)
+PROFILES = tables(RawProfile, pins=st.dictionaries(NAMES, st.sampled_from(["a", "b", "a/b", ""]) | VALUES, max_size=2))
+STRATEGIES = st.sampled_from(["pin", "warm", "spillover"])
+SELECTORS = tables(RawSelector, strategy=STRATEGIES | VALUES, targets=TARGETS | VALUES)
+PEERS = tables(RawPeer, proxy=st.just("https://h/x") | VALUES, models=TARGETS | VALUES, filters=FILTERS | VALUES)
 DOCUMENTS = tables(
     RawConfig,
     memory=tables(RawMemory, devices=DEVICES | VALUES) | VALUES,
     matrix=tables(RawMatrix, sets=st.dictionaries(NAMES, EXPRESSIONS | VALUES, max_size=3) | VALUES) | VALUES,
     models=st.dictionaries(NAMES, MODELS | VALUES, max_size=3) | VALUES,
     groups=st.dictionaries(NAMES, GROUPS | VALUES, max_size=3) | VALUES,
+    profiles=st.dictionaries(NAMES, PROFILES | VALUES, max_size=2) | VALUES,
+    selectors=st.dictionaries(NAMES, SELECTORS | VALUES, max_size=2) | VALUES,
+    peers=st.dictionaries(NAMES, PEERS | VALUES, max_size=2) | VALUES,
+    hooks=tables(RawHooks, on_startup=tables(RawStartup, preload=TARGETS | VALUES) | VALUES) | VALUES,
+    upstream=tables(RawUpstream, ignore_paths=st.lists(st.text(max_size=9), max_size=3) | VALUES) | VALUES,
 )
 
 

@@ -189,14 +189,27 @@ def test_the_measured_peak_counts_when_it_is_larger():
     assert book.need("m").holdings == ({RAM: 12},)
 
 
-def test_what_a_failure_taught_is_not_forgotten():
-    """Neither by lower peaks nor by an older failure that is told late."""
+def test_what_a_failure_taught_is_forgotten_slowly():
+    """Each run that got by with less takes back a tenth of the difference; looks within a run take back nothing."""
+    book = footprints(Wish(), NONE)
+    book.measured("m", {RAM: 99}, {RAM: 80})
+    book.ran_out("m", {RAM: 80})
+    assert book.need("m").holdings == ({RAM: 100},)
+    book.measured("m", {RAM: 100}, {RAM: 50}, so_far=True)
+    assert book.need("m").holdings == ({RAM: 100},)
+    book.measured("m", {RAM: 100}, {RAM: 50})
+    assert book.need("m").holdings == ({RAM: 95},)
+    for _ in range(100):
+        book.measured("m", {RAM: 100}, {RAM: 50})
+    assert book.need("m").holdings == ({RAM: 59},)  # whole bytes: the last nine are less than a tenth
+
+
+def test_an_older_failure_told_late_lowers_nothing():
+    """It had less than is asked for by now."""
     book = footprints(Wish(), NONE)
     book.measured("m", {RAM: 99}, {RAM: 80})
     book.ran_out("m", {RAM: 80})
     book.ran_out("m", {RAM: 40})
-    for _ in range(100):
-        book.measured("m", {RAM: 100}, {RAM: 50})
     assert book.need("m").holdings == ({RAM: 100},)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, TypeVar
 from urllib.parse import unquote
 
@@ -15,7 +16,7 @@ import attrs
 import trio
 
 from trioswap import proxy
-from trioswap.api import Services, admin, logs, models
+from trioswap.api import Services, admin, logs, models, scheduling
 from trioswap.asgi import ClientLeft, Exchange, Message, Receive, Send
 from trioswap.errors import InternalError, TrioswapError, UnknownPath, WrongMethod
 from trioswap.request import Call, check_framing, forwarded, model_in, split_upstream
@@ -49,7 +50,8 @@ async def upstream_route(exchange: Exchange, services: Services, rest: bytes) ->
 
 async def _forward(exchange: Exchange, services: Services, model: str, target: bytes, body: bytes) -> None:
     call = Call(exchange.method, target, forwarded(exchange.headers, exchange.client), body)
-    await proxy.forward(exchange, services.fleet.lease, model, call)
+    lease = partial(services.fleet.lease, label=exchange.request_id)
+    await proxy.forward(exchange, lease, model, call)
 
 
 async def _redirect(exchange: Exchange, location: bytes) -> None:
@@ -74,6 +76,8 @@ ROUTES: Final[dict[str, dict[str, Handler]]] = {
     "/logs": {"GET": logs.history},
     "/logs/stream": {"GET": logs.stream_all},
     "/api/models/unload": {"POST": admin.unload_all},
+    "/api/queue": {"GET": scheduling.queue},
+    "/api/hold": {"POST": scheduling.hold},
 }
 
 # prefix -> method ("*": any) -> handler of what follows the prefix, escapes untouched.
@@ -81,6 +85,8 @@ PREFIXES: Final[dict[str, dict[str, PrefixHandler]]] = {
     "/logs/stream/": {"GET": logs.stream_one},
     "/api/models/unload/": {"POST": admin.unload_one},
     "/api/models/load/": {"POST": admin.load},
+    "/api/queue/": {"GET": scheduling.queue_of_one},
+    "/api/plan/": {"GET": scheduling.plan},
     "/upstream/": {"*": upstream_route},
 }
 

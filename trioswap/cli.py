@@ -275,14 +275,61 @@ url_option = click.option("--url", envvar="TRIOSWAP_URL", default=DAEMON_URL, sh
 @main.command()
 @url_option
 def ps(url: str) -> None:
-    """List the models, their state, and how many requests they serve and have waiting."""
+    """List the models, their state, what they serve, who waits, and the memory they have reserved."""
+    from trioswap import telling
+
     with _daemon(url) as client:
-        listed = [row["id"] for row in _rows(client, "/v1/models", "data")]
-        running = {row["model"]: row for row in _rows(client, "/running", "running")}
-    stopped = {"state": "stopped", "serving": 0, "waiting": 0}
-    columns = ("state", "serving", "waiting")
-    rows = [(name, *(str(running.get(name, stopped)[key]) for key in columns)) for name in sorted({*listed, *running})]
-    click.echo(_table([("MODEL", *(column.upper() for column in columns)), *rows]))
+        listed = [row["id"] for row in _answer(client, "/v1/models", "data")["data"]]
+        running = _answer(client, "/running", "running")["running"]
+        lent = _answer(client, "/api/queue", "lent")["lent"]
+    click.echo(telling.models(listed, running, lent))
+
+
+@main.command()
+@url_option
+def queue(url: str) -> None:
+    """Show who waits for what and for how long, and the last decisions."""
+    from trioswap import telling
+
+    with _daemon(url) as client:
+        click.echo(telling.queue(_answer(client, "/api/queue", "waiting")))
+
+
+@main.command()
+@click.argument("model")
+@click.option("--resident", metavar="MODEL,...", help="Which models are loaded, in the configuration alone.")
+@config_option
+@click.option("--url", help="Ask the daemon there what would happen now.")
+def plan(model: str, resident: str | None, files: Sequence[str], url: str | None) -> None:
+    """Tell what MODEL needs, whom a request for it would put out, and why.
+
+    Without --url the configuration alone is asked.
+    """
+    from trioswap import telling
+
+    if url is None:
+        from trioswap import whatif
+
+        found = whatif.plan(read_config(files), model, resident.split(",") if resident else ())
+        click.echo(telling.plan(found, live=False))
+        return
+    if resident is not None or files:
+        raise Misuse("--url asks a daemon, which knows its configuration and who is resident: no -c, no --resident")
+    with _daemon(url) as client:
+        click.echo(telling.plan(_answer(client, f"/api/plan/{quote(model, safe='')}", "why"), live=True))
+
+
+@main.command()
+@click.argument("memory")
+@click.argument("command", nargs=-1, required=True, metavar="-- COMMAND...")
+@click.option("--device", help="Where: ram, gpu0, ...  Default: any GPU, or ram where there is none.")
+@click.option("--label", help="What others see.  Default: the command and its process.")
+@url_option
+def hold(memory: str, command: Sequence[str], device: str | None, label: str | None, url: str) -> None:
+    """Wait until MEMORY ("12GiB") is there, and run COMMAND while no model may use it."""
+    from trioswap.borrow import run
+
+    sys.exit(run(url, os.environ.get("TRIOSWAP_API_KEY"), memory, device, label, command))
 
 
 @main.command()
@@ -330,17 +377,14 @@ def _daemon(url: str) -> contextlib.AbstractContextManager[DaemonClient]:
     return daemon_client(url, os.environ.get("TRIOSWAP_API_KEY"))
 
 
-def _rows(client: DaemonClient, path: str, key: str) -> list[dict[str, Any]]:
+def _answer(client: DaemonClient, path: str, key: str) -> dict[str, Any]:
+    """The JSON object at *path*, which has a *key* if it is ours."""
     try:
-        return list(client.get(path).json()[key])
+        document: dict[str, Any] = client.get(path).json()
+        document[key]
     except (ValueError, LookupError, TypeError):
         raise TrioswapError(f"what answers at {client.base_url} is not trioswap; choose with --url") from None
-
-
-def _table(rows: list[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    return document
 
 
 def _count(number: int, noun: str) -> str:

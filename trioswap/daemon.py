@@ -27,7 +27,6 @@ from trioswap.api import Services
 from trioswap.app import App
 from trioswap.config import Config, ModelConfig
 from trioswap.config.addresses import parse_listen
-from trioswap.devices import Machine
 from trioswap.errors import CannotListen
 from trioswap.fleet import Fleet
 from trioswap.logs import Logs
@@ -68,7 +67,7 @@ async def serve(
     """
     listeners = await open_listeners(config.listen)
     prober = Prober()
-    memory = await trio.to_thread.run_sync(make_memory, config, Machine())
+    memory = await trio.to_thread.run_sync(make_memory, config)
     fleet = Fleet(config, partial(_supervise, secrets.token_hex(4), logs, prober, memory), memory)
     directory = config.state_dir or default_directory(os.environ)
     state = State(directory / FILE, config, fleet.costs, memory.budget.footprints if memory else None)

@@ -199,6 +199,18 @@ class BodyTooLarge(RequestError):
         super().__init__(f"the request body is larger than {limit} bytes (max_request_body)")
 
 
+class NotWaiting(RequestError):
+    """No request of that name waits."""
+
+    status = 404
+
+    def __init__(self, request: str) -> None:
+        super().__init__(
+            f'request "{request}" does not wait: it is being served, or over, or there never was one; '
+            "GET /api/queue lists those that wait"
+        )
+
+
 class NoBudget(RequestError):
     """Memory is asked for where it is not counted."""
 
@@ -264,6 +276,24 @@ class MemoryLent(ModelError):
 
     def __init__(self, model: str, holder: str) -> None:
         super().__init__(model, f'model "{model}" cannot start: the memory it needs is held by {holder}')
+
+
+class NotToBeHad(ModelError):
+    """Memory cannot be lent, now or ever."""
+
+    retry_after = 60
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(name, f"the memory for {name} is not to be had: {why}")
+
+
+class MemoryTaken(ModelError):
+    """Programs that are not ours use the memory that the model needs."""
+
+    retry_after = 60
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model, f'model "{model}" cannot start: other programs use the memory it needs')
 
 
 class DoesNotFit(ModelError):

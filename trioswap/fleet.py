@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import AsyncIterator, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Container, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
+import attrs
 import trio
 
 from trioswap import lent
 from trioswap.config import Config, ModelConfig
 from trioswap.errors import ModelStuck, NoBudget
-from trioswap.footprints import Wish
+from trioswap.footprints import Need, Wish
+from trioswap.forecast import Forecast, forecast, in_the_way, plan_of
 from trioswap.group import Lease, Supervise, SwapGroup
 from trioswap.journal import Entry
 from trioswap.learning import LOAD, STOP, Average, Costs
@@ -38,7 +41,7 @@ def residency_of(config: Config, budget: Budget | None) -> Residency:
         assert rules is not None, "there is always a rule"
         return rules
     assert budget is not None, "memory is in play"
-    return budget if rules is None else Both(rules, budget)
+    return budget if rules is None else Both(rules, budget, frozenset(config.models))
 
 
 def policy_of(config: Config, model: ModelConfig) -> Policy:
@@ -68,6 +71,17 @@ def costs_of(model: ModelConfig) -> Costs:
     return Costs(load=Average(load), stop=Average(stop))
 
 
+@attrs.frozen
+class Loan:
+    """Memory that is lent to a program that is not ours."""
+
+    name: str
+    holding: Holding
+    """Bytes of each device."""
+    age: float
+    """Seconds since it was given."""
+
+
 class Fleet:
     """The models of one configuration, each in the swap group of those it can collide with."""
 
@@ -88,6 +102,8 @@ class Fleet:
             policies = {name: policy_of(config, model) for name, model in models.items()}
             core = Scheduler(policies, residency, attempts, rules_of(config), self.costs, budget)
             self.groups.append(SwapGroup(models, core, supervise, memory))
+        self.closing = trio.Event()
+        """`shutdown` has begun."""
         self._ended = trio.Event()
         self._watching = trio.CancelScope()  # around the look at other programs; cancelled when the daemon ends
         self._group_of = {name: group for group in self.groups for name in group.models}
@@ -101,23 +117,23 @@ class Fleet:
         async with trio.open_nursery() as nursery:
             for group in self.groups:
                 await nursery.start(group.run)
-                nursery.start_soon(self._watch_others, group)
+                if self.memory is not None:  # then there is only this one group
+                    nursery.start_soon(self._watch_others, self.memory, group)
             task_status.started()
         self._ended.set()
 
-    async def _watch_others(self, group: SwapGroup) -> None:
+    async def _watch_others(self, memory: Memory, group: SwapGroup) -> None:
         """Tell the scheduler what programs that are not ours leave for models."""
         with self._watching:
-            if self.memory is not None:
-                await self.memory.watch_others(group.pids, lambda sizes: group.feed(Squeezed(sizes)))
+            await memory.watch_others(group.pids, lambda sizes: group.feed(Squeezed(sizes)), lambda: _unseen(group))
 
     async def wait_ended(self) -> None:
         """Return when `run` has: after `shutdown()` every process tree is gone."""
         await self._ended.wait()
 
-    def lease(self, model: str, weight: float | None = None) -> AbstractAsyncContextManager[Lease]:
+    def lease(self, model: str, weight: float | None = None, label: str = "") -> AbstractAsyncContextManager[Lease]:
         """Hold *model* up and serving for the length of the block; see `SwapGroup.lease`."""
-        return self._group_of[model].lease(model, weight)
+        return self._group_of[model].lease(model, weight, label)
 
     async def unload(self, models: Iterable[str]) -> None:
         """Drain (bounded) and stop *models*; return when they are gone.
@@ -141,6 +157,7 @@ class Fleet:
 
     def shutdown(self) -> None:
         """Take no new work, reject what waits, drain (bounded) and stop everything."""
+        self.closing.set()
         self._watching.cancel(reason="shutdown")
         for group in self.groups:
             group.shutdown()
@@ -156,8 +173,23 @@ class Fleet:
 
     def waiting(self) -> list[WaitView]:
         """Every waiting request: its place, what it waits for, and an honest estimate."""
-        now, cores = trio.current_time(), [group.core for group in self.groups]
-        return [view for core in cores for view in waiting(core.models, core.plan, core.residency, now)]
+        return [view for group in self.groups for view in _waiting(group, trio.current_time())]
+
+    def forecast(self, model: str) -> Forecast:
+        """What would happen if one more request came for *model* now; nothing is changed."""
+        core = self._group_of[model].core
+        return forecast(model, core.models, core.residency, core.rules, trio.current_time())
+
+    def need(self, model: str) -> Need | None:
+        """What *model* needs of the memory; None where memory plays no part."""
+        return None if self.memory is None else self.memory.budget.footprints.need(model)
+
+    def loans(self) -> list[Loan]:
+        """Memory that is lent to programs that are not ours, the oldest loan first."""
+        now = trio.current_time()
+        lent = [model for group in self.groups for model in group.core.models.values() if not model.policy.yields]
+        loans = [Loan(model.name, model.holding, now - model.ready_at) for model in lent if model.serves]
+        return sorted(loans, key=lambda loan: -loan.age)
 
     def journal(self) -> list[Entry]:
         """The last decisions, oldest first."""
@@ -170,7 +202,37 @@ class Fleet:
         Raises:
             NoBudget: memory is not counted here.
         """
-        if self.memory is None:
+        if self.memory is None or not self.groups:  # without models nobody decides
             raise NoBudget
         async with lent.hold(self.groups[0], self.memory.budget, name, wish) as holding:
             yield holding
+
+
+def _unseen(group: SwapGroup) -> Holding:
+    """What is reserved for programs of which we do not see the processes: in containers, or borrowers."""
+    total = Counter[str]()
+    for view in group.views():
+        if group.models[view.name].port_owner == "any":
+            total.update(view.holding)
+    return total
+
+
+def _waiting(group: SwapGroup, now: float) -> list[WaitView]:
+    core = group.core
+    views = waiting(core.models, plan_of(core.models, core.residency, core.rules, now), core.residency, now)
+    # While all are at work and nobody is overdue the plan names nobody.
+    unnamed = {view.model for view in views if not view.waits_for and core.models[view.model].is_claim}
+    found = {name: in_the_way(name, core.models, core.residency, core.rules, now) for name in unnamed}
+    return [
+        attrs.evolve(
+            view,
+            waits_for=found.get(view.model, view.waits_for),
+            weight=_weight(core.models[view.model].queue.lines, view.ticket),
+            label=group.labels[view.ticket],
+        )
+        for view in views
+    ]
+
+
+def _weight(lines: Mapping[float, Container[int]], ticket: int) -> float:
+    return next(weight for weight, line in lines.items() if ticket in line)

@@ -13,7 +13,8 @@ The rules:
   difference.  So after one high peak of long ago 22 ordinary runs are needed to forget nine
   tenths of it, and a model with two habits is prepared for the larger.
 * A start that failed for want of memory asks for a quarter more next time, declared or not.
-  That is never forgotten: a second failure would cost more than the room.
+  Each run that got by with less takes back a tenth of the difference, as with peaks: room that
+  nobody needs is lost to the others, and a failure of long ago may have had another reason.
 * What was learned on one GPU holds for every other as long as the device is a free choice.
   A model that uses several GPUs, or another than it was sent to, has no choice: what was
   learned then names its devices.
@@ -92,6 +93,8 @@ class Footprints:
     trusts_measurement: bool = True
     """False where an accelerator is present that nobody can measure: peaks are neither learned nor used."""
     _learned: dict[str, _Learned] = attrs.field(factory=dict, init=False)
+    _needs: dict[str, Need] = attrs.field(factory=dict, init=False)
+    """Answers of `need` that still hold: it is asked for every waiting model, again and again."""
 
     def add(self, model: str, wish: Wish) -> None:
         """There is one more model."""
@@ -100,6 +103,7 @@ class Footprints:
     def remove(self, model: str) -> None:
         """There is one less."""
         self.wishes = {name: wish for name, wish in self.wishes.items() if name != model}
+        self._needs.pop(model, None)
 
     def need(self, model: str) -> Need:
         """What *model* needs, as far as is known now.
@@ -107,6 +111,11 @@ class Footprints:
         Raises:
             KeyError: there is no such model.
         """
+        if model not in self._needs:
+            self._needs[model] = self._work_out(model)
+        return self._needs[model]
+
+    def _work_out(self, model: str) -> Need:
         wish, learned = self.wishes[model], self._known(model)
         home = self._home(wish, learned)
         declared = _at(home, wish.declared)
@@ -143,11 +152,12 @@ class Footprints:
             used = self._on_first(used)
         old = self._learned.get(model, _Learned())
         if old.peak and old.fixed == fixed:
-            self._learned[model] = attrs.evolve(old, peak=_follow(old.peak, used, forget=not so_far))
+            grown = _follow(old.grown, used, forget=True) if old.grown and not so_far else old.grown
+            self._learn(model, attrs.evolve(old, peak=_follow(old.peak, used, forget=not so_far), grown=grown))
         elif not so_far:
             # It has no choice any more, or has one again: old amounts name other devices.
             grown = old.grown if old.fixed == fixed else NOTHING
-            self._learned[model] = _Learned(used, grown, fixed)
+            self._learn(model, _Learned(used, grown, fixed))
 
     def ran_out(self, model: str, placed: Holding) -> None:
         """A start of *model* that was placed as *placed* failed for want of memory; the next one asks for more.
@@ -162,7 +172,7 @@ class Footprints:
             return
         times, parts = _RAISE
         grown = {device: -(-size * times // parts) for device, size in had.items()}
-        self._learned[model] = attrs.evolve(old, grown=_larger(old.grown, grown))
+        self._learn(model, attrs.evolve(old, grown=_larger(old.grown, grown)))
 
     def learned(self) -> dict[str, Record]:
         """All that was learned, by model, to be kept for `restore`."""
@@ -175,7 +185,11 @@ class Footprints:
         """Know again what `learned` gave; without models that are gone, and without amounts on devices that are."""
         for model, record in records.items():
             if model in self.wishes and {*record["peak"], *record["grown"]} <= {*self.devices}:
-                self._learned[model] = _Learned(dict(record["peak"]), dict(record["grown"]), record["fixed"])
+                self._learn(model, _Learned(dict(record["peak"]), dict(record["grown"]), record["fixed"]))
+
+    def _learn(self, model: str, learned: _Learned) -> None:
+        self._learned[model] = learned
+        self._needs.pop(model, None)
 
     # ---- devices ---------------------------------------------------------------------------
 

@@ -65,7 +65,6 @@ logger = logging.getLogger(__name__)
 # A cut lease ends within a scheduling step or two; what takes longer is a bug and must not hold a swap.
 CUT_GRACE = 1.0
 
-
 Supervise = Callable[[ModelConfig, int, Holding], Supervised]
 """Makes the process of one attempt at a model, which may use what it holds of each device."""
 
@@ -134,6 +133,7 @@ class SwapGroup:
         self._tickets = itertools.count(1)
         self._lock = trio.Lock()
         self._answers: dict[int, _Answer] = {}  # for exactly the tickets whose lease() has not returned
+        self.labels: dict[int, str] = {}  # of the same tickets: what others call them
         self._runs: dict[str, Run] = {}  # for exactly the models whose supervised task has not ended
         self._gates: dict[int, trio.CancelScope] = {}  # attempt -> who waits until it runs dry
         self._alarm = trio.CancelScope()
@@ -157,18 +157,18 @@ class SwapGroup:
     # ---- what others ask for -----------------------------------------------------------------
 
     @asynccontextmanager
-    async def lease(self, model: str, weight: float | None = None) -> AsyncIterator[Lease]:
+    async def lease(self, model: str, weight: float | None = None, label: str = "") -> AsyncIterator[Lease]:
         """Hold *model* up and serving for the length of the block.
 
         Waits for its turn and for its start, without bound of its own: the scheduler has one,
-        and *weight* says how fast the waiting counts.
+        and *weight* says how fast the waiting counts.  Whoever looks sees it as *label*.
 
         Raises:
             StartFailed, ModelUnloaded, ModelStuck, ShuttingDown: what the scheduler rejected it with.
             LeaseCut: the model was taken away inside the block.
         """
         ticket, answer = next(self._tickets), _Answer()
-        self._answers[ticket] = answer
+        self._answers[ticket], self.labels[ticket] = answer, label
         with answer.entry.scope:
             try:
                 self.feed(Arrived(ticket, model, weight))
@@ -179,7 +179,7 @@ class SwapGroup:
                 assert answer.lease is not None
                 yield answer.lease
             finally:  # sync, so it cannot be interrupted
-                del self._answers[ticket]
+                del self._answers[ticket], self.labels[ticket]
                 if answer.lease is not None:
                     self.inflight.leave(answer.lease.attempt, ticket)
                 self.feed(Left(ticket))

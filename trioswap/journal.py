@@ -9,6 +9,7 @@ from typing import Final
 
 import attrs
 
+from trioswap.forecast import amounts
 from trioswap.messages import CloseGate, Command, OpenGate, Reject, Start, Stop, Swap
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,9 @@ class Journal:
                 self._keep("open gate", model, attempt, reason)
             case Stop(model, attempt, reason):
                 self._keep("stop", model, attempt, reason)
-            case Start(model, attempt):
-                self._keep("start", model, attempt, "somebody asks for it")
+            case Start(model, attempt, holding):
+                room = f"; it may use {amounts(holding)}" if holding else ""
+                self._keep("start", model, attempt, f"somebody asks for it{room}")
             case Reject(ticket, error):
                 logger.info("reject ticket=%d error=%s", ticket, error)
             case _:

@@ -23,6 +23,8 @@ from trioswap.residency import Holding
 from trioswap.residency.budget import Budget
 from trioswap.upstream import Upstream
 
+# Seconds.  It ends by itself in a few steps, unless the whole group is being cancelled too: then nobody ends it.
+GIVE_BACK: Final = 1.0
 # Given back at once when nobody holds it any more; asked for like anything else.
 POLICY: Final = Policy(ttl=0.0, yields=False)
 
@@ -56,15 +58,16 @@ async def hold(group: SwapGroup, budget: Budget, name: str, wish: Wish) -> Async
 
     Raises:
         DoesNotFit, ModelStuck, MemoryLent, ShuttingDown: the memory is not to be had.
+        LeaseCut: the daemon ends, and has waited for it as long as for requests.
     """
     budget.footprints.add(name, wish)
-    spec = ModelConfig(name, argv=(name,), proxy="http://127.0.0.1")
+    spec = ModelConfig(name, argv=(name,), proxy="http://127.0.0.1", port_owner="any")  # no process of ours
     group.add(spec, POLICY, lambda spec, _attempt, _holding: Lent(spec))
     try:
         async with group.lease(name) as lease:
             yield lease.holding
     finally:
-        # It ends by itself in a few steps; shielded, or a cancelled holder would leave it in the books.
-        with trio.CancelScope(shield=True):
+        # Shielded, or a cancelled holder would leave it in the books.
+        with trio.move_on_after(GIVE_BACK, shield=True):
             await group.remove(name)
         budget.footprints.remove(name)

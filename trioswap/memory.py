@@ -15,16 +15,18 @@ import attrs
 import trio
 
 from trioswap.config import Config, MemoryConfig, ModelConfig
+from trioswap.config.schema import AUTO
 from trioswap.devices import Machine, wait_returned
 from trioswap.footprints import RAM, Footprints, Wish
 from trioswap.gguf import Header, Incomplete, estimate, llama_arguments, read_header, split_files
-from trioswap.residency import Holding
+from trioswap.residency import NOTHING, Holding
 from trioswap.residency.budget import Budget
 
 logger = logging.getLogger(__name__)
 
-# Seconds between looks at what a server uses: at first often, because the peak of a load is short,
-# then seldom, because a look reads some files of every process.
+# Seconds between looks at what a server uses.  At first often, because what it allocates for its first
+# answers comes soon; then seldom, because to find the processes of a server all of the machine are looked
+# through, in the event loop: 10 to 20 us each, 8 ms where there are 500 (measured).
 FIRST_LOOK: Final = 0.1
 LOOK_GROWTH: Final = 1.5
 LAST_LOOK: Final = 10.0
@@ -58,18 +60,28 @@ class Memory:
         return {key: ",".join(dict.fromkeys(device.environment[key] for device in chosen)) for key in sorted(keys)}
 
     async def watch(self, pids: Callable[[], Iterable[int]], report: Callable[[Holding], None]) -> None:
-        """Report the peak of what the processes use of each device, whenever it has grown; for ever.
+        """Report the peak of what the processes use of each device that counts, whenever it has grown; for ever.
 
-        From readiness on: weights on their way to a GPU are in the host's memory as well.
+        From readiness on: weights on their way to a GPU are in the host's memory as well.  The first
+        look is at once and the last one when this is cancelled, so even a short run is measured.
         """
         peak: dict[str, int] = {}
+
+        def look() -> None:
+            found = self.machine.used_by(pids())
+            used = {device: size for device, size in found.items() if device in self.budget.sizes}
+            if any(size > (1 + NOTICED) * peak.get(device, 0) for device, size in used.items()):
+                peak.update({device: max(size, peak.get(device, 0)) for device, size in used.items()})
+                report(dict(peak))
+
         pause = FIRST_LOOK
         while self.config.learn:
-            used = self.machine.used_by(pids())
-            if any(size > (1 + NOTICED) * peak.get(device, 0) for device, size in used.items()):
-                peak = {device: max(size, peak.get(device, 0)) for device, size in {**peak, **used}.items()}
-                report(dict(peak))
-            await trio.sleep(pause)
+            look()
+            try:
+                await trio.sleep(pause)
+            except trio.Cancelled:  # the server is being stopped, and still has what it has
+                look()
+                raise
             pause = min(LOOK_GROWTH * pause, LAST_LOOK)
 
     def free(self) -> Mapping[str, int]:
@@ -83,29 +95,46 @@ class Memory:
         if late.cancelled_caught:
             logger.warning("memory was not given back within %g s: %s", RETURN_WAIT, dict(used))
 
-    async def watch_others(self, pids: Callable[[], Iterable[int]], report: Callable[[Holding], None]) -> None:
-        """Report what there is for models whenever other programs have taken some of it or given it back; for ever."""
+    async def watch_others(
+        self,
+        pids: Callable[[], Iterable[int]],
+        report: Callable[[Holding], None],
+        unseen: Callable[[], Holding] = lambda: NOTHING,
+    ) -> None:
+        """Report what there is for models whenever other programs have taken some of it or given it back; for ever.
+
+        What is reserved for programs whose processes we do not see (servers in containers, borrowers)
+        comes from *unseen*: it is theirs, and not taken a second time by using it.
+        """
         known = dict(self.budget.sizes)
         while self.config.yield_to_others:
-            await trio.sleep(FOREIGN_LOOK)
-            sizes = self._left_by_others(pids())
+            sizes = self._left_by_others(pids(), unseen())
             if sizes != known:
                 known = sizes
                 report(sizes)
+            await trio.sleep(FOREIGN_LOOK)
 
-    def _left_by_others(self, pids: Iterable[int]) -> dict[str, int]:
+    def _left_by_others(self, pids: Iterable[int], unseen: Holding) -> dict[str, int]:
         free, ours = self.machine.free(), self.machine.used_by(pids)
-        left = {device: max(0, free[device] + ours.get(device, 0) - self.config.headroom) for device in free}
+        left = {
+            device: max(0, size + ours.get(device, 0) + unseen.get(device, 0) - self.config.headroom)
+            for device, size in free.items()
+        }
         usable = usable_sizes(self.config, self.machine)
         return {device: min(size, left.get(device, size)) for device, size in usable.items()}
 
 
-def make_memory(config: Config, machine: Machine) -> Memory | None:
-    """The budget that *config* asks for; None where memory is not in play.  Looks at the machine and at model files."""
+def make_memory(config: Config, machine: Machine | None = None) -> Memory | None:
+    """The budget that *config* asks for; None where memory is not in play.
+
+    Looks at *machine* (None: this one) and at model files, which may take seconds: call it in a thread.
+    """
     if config.memory is None:
         return None
+    machine = machine or Machine()
     machine.discover()
     sizes = usable_sizes(config.memory, machine)
+    _tell_of_absent(config, machine, sizes)
     wishes = {name: _wish(model, sizes) for name, model in config.models.items()}
     footprints = Footprints(tuple(sizes), wishes, trusts_measurement=config.memory.learn and not machine.unmeasured)
     return Memory(config.memory, machine, Budget(sizes, footprints))
@@ -117,6 +146,19 @@ def usable_sizes(config: MemoryConfig, machine: Machine) -> dict[str, int]:
     said = config.devices if config.devices is not None else dict.fromkeys(found)
     sizes = {name: found.get(name, 0) if size is None else size for name, size in said.items()}
     return {name: max(0, sizes[name] - config.headroom) for name in sorted(sizes, key=lambda name: name == RAM)}
+
+
+def _tell_of_absent(config: Config, machine: Machine, sizes: Mapping[str, int]) -> None:
+    """Say which devices the configuration speaks of that are not there: no such model will ever fit."""
+    there = ", ".join(device.name for device in machine.devices) or "nothing"
+    for name, size in sizes.items():
+        if not size:
+            logger.warning("memory.devices: nothing is left of %s for models, found on this machine: %s", name, there)
+    for model in config.models.values():
+        named: Iterable[str | None] = model.memory if isinstance(model.memory, Mapping) else [model.device]
+        for device in named:
+            if device not in (None, AUTO, *sizes):
+                logger.warning("model=%s wants memory of %s, found on this machine: %s", model.name, device, there)
 
 
 def _wish(model: ModelConfig, sizes: Mapping[str, int]) -> Wish:

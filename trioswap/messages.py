@@ -282,3 +282,7 @@ class WaitView:
     """The models in its way."""
     estimate: float
     """Seconds until it is served, as far as can be told from learned costs."""
+    weight: float = 1.0
+    """How fast its waiting counts."""
+    label: str = ""
+    """What others call it; empty: nobody has given it a name."""

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
-from trioswap.errors import DoesNotFit, MemoryLent, ModelStuck, TrioswapError
+from trioswap.errors import DoesNotFit, MemoryLent, MemoryTaken, ModelStuck, TrioswapError
 from trioswap.lifecycle import State
 from trioswap.messages import Eviction, WaitView
 from trioswap.planning import Plan
 from trioswap.residency import Residency
+from trioswap.residency.budget import Budget
 from trioswap.turns import Model, due_at
 
 # Who is late is expected to be late by a tenth of its time: no better guess, but it grows with the delay.
@@ -40,10 +41,11 @@ def eviction(victim: Model, claim: Model, now: float) -> Eviction:
     )
 
 
-def hopeless(claim: Model, blocker: Model | None) -> Callable[[], TrioswapError]:
-    """What to tell the waiters of *claim*: *blocker* will not go, or (None) it is too large for the machine."""
+def hopeless(claim: Model, blocker: Model | None, budget: Budget | None) -> Callable[[], TrioswapError]:
+    """What to tell the waiters of *claim*: *blocker* will not go, or (None) there is not enough memory for it."""
     if blocker is None:
-        return partial(DoesNotFit, claim.name)
+        taken = budget is not None and budget.could_fit(claim.name)
+        return partial(MemoryTaken if taken else DoesNotFit, claim.name)
     if blocker.stuck:
         return partial(ModelStuck, claim.name, blocker.name)
     return partial(MemoryLent, claim.name, blocker.name)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
+from functools import cache
 
 import attrs
 
@@ -21,7 +22,7 @@ from trioswap.lifecycle import State
 from trioswap.messages import Rules
 from trioswap.residency import Holding, Offer, Residency
 from trioswap.residency.budget import Budget
-from trioswap.turns import Model, due_at, free_at
+from trioswap.turns import Model, due_at, exposed_at, free_at, shortest_visit
 
 # Landlord credits are compared, not added up, so the cheapest victim must still cost something.
 LEAST_COST = 1e-6
@@ -97,10 +98,16 @@ class _Planner:
         self.unmovable = {m.name: m.holding for m in occupied if m.stuck or not m.policy.yields}
         movable = [model for model in occupied if _can_be_put_out(model)]
         self.movable = {model.name for model in movable}
-        # Everybody works, with full weight: whoever is not overdue yet cannot put out anybody.
-        self.firm = all(model.has_work and model.heaviest >= 1.0 for model in movable)
+        self.exposed, self.soonest = set[str](), math.inf  # who may have to go for a claim that is not overdue; later
         self.draining = {model.name for model in occupied if model.state is State.DRAINING}
         self.waiting = sum(claim.queue.weight for claim in claims)
+        shortest = cache(lambda: shortest_visit(claims))  # many a plan does not need it
+        for model in movable if claims else ():
+            at = exposed_at(model, claims, shortest, self.waiting, now)
+            if at <= now:
+                self.exposed.add(model.name)
+            else:
+                self.soonest = min(self.soonest, at)
         self.cheapest = min((model.credit for model in occupied if model.serves), default=0.0)
         self.result = Plan(order=[claim.name for claim in self.claims])
 
@@ -138,17 +145,19 @@ class _Planner:
 
     def _make_room(self, claim: Model) -> bool:
         """Take the room from others, now or later; False: nobody after this claim may have any."""
-        if not self.movable or (self.firm and self.due[claim.name] > self.now):
-            return self._wait(claim)
+        overdue = self.due[claim.name] <= self.now
+        if self.movable.isdisjoint(self.movable if overdue else self.exposed):
+            return self._wait(claim, self.soonest)
         offers = _Offers(self, claim)
-        victims = self._choose(claim, offers)
+        victims = self._choose(claim, offers, any_time=overdue or self.rules.by_arrival)
         if victims is None:
-            return self._wait(claim)
+            return self._wait(claim, min(self.soonest, offers.later))
         until = max(offers.free_at(name) for name in victims)
         self.result.blocked[claim.name] = Blocked(tuple(sorted(victims)), until)
         if until > self.now:
             self.result.wake_at = min(self.result.wake_at, until)
-            if self.due[claim.name] > self.now:
+            if not overdue:
+                self.result.wake_at = min(self.result.wake_at, self.due[claim.name])
                 return True
         self.movable -= victims
         for name in victims:
@@ -160,15 +169,18 @@ class _Planner:
             self._put_out(claim, [self.models[name] for name in sorted(victims)])
         return True
 
-    def _choose(self, claim: Model, offers: _Offers) -> frozenset[str] | None:
-        """Those who are draining already, if they are enough: else two could take turns in being reopened."""
+    def _choose(self, claim: Model, offers: _Offers, *, any_time: bool) -> frozenset[str] | None:
+        """Those who are draining already, if they are enough: else two could take turns in being reopened.
+
+        Who may go at *any_time* is chosen where the claim is overdue; else it takes what is free now, or nothing.
+        """
         if self.draining:
             chosen = self.residency.victims(
                 claim.name, self.after, lambda name: offers(name) if name in self.draining else None
             )
             if chosen is not None:
                 return chosen
-        return self.residency.victims(claim.name, self.after, offers)
+        return self.residency.victims(claim.name, self.after, offers if any_time else offers.now)
 
     def _give(self, claim: Model, holding: Holding) -> None:
         self.after[claim.name] = holding
@@ -182,8 +194,8 @@ class _Planner:
             self.result.swap.append((claim, victims))
             self.loads -= sum(victim.state is State.STARTING for victim in victims)
 
-    def _wait(self, claim: Model) -> bool:
-        """Nobody can go for it now; perhaps nobody ever will."""
+    def _wait(self, claim: Model, until: float) -> bool:
+        """Nobody can go for it before *until*; perhaps nobody ever will."""
         if self.residency.place(claim.name, self.unmovable) is None:
             alone = self.residency.place(claim.name, {})
             self.result.hopeless.append((claim, None if alone is None else self.models[min(self.unmovable)]))
@@ -191,7 +203,7 @@ class _Planner:
         due = self.due[claim.name]
         self.result.blocked[claim.name] = Blocked((), math.inf)
         if self.movable and due > self.now:
-            self.result.wake_at = min(self.result.wake_at, due)
+            self.result.wake_at = min(self.result.wake_at, due, until)
         return due > self.now
 
 
@@ -206,6 +218,8 @@ class _Offers:
     def __init__(self, planner: _Planner, claim: Model) -> None:
         self.planner, self.claim = planner, claim
         self._free_at: dict[str, float] = {}
+        self.later = math.inf
+        """When somebody that was not free `now` will be, at the earliest."""
 
     def __call__(self, name: str) -> Offer | None:
         planner = self.planner
@@ -217,6 +231,15 @@ class _Offers:
         model = planner.models[name]
         cost = model.credit - planner.cheapest + LEAST_COST
         return Offer(max(self.free_at(name), planner.now), busy=model.has_work, cost=cost)
+
+    def now(self, name: str) -> Offer | None:
+        """The same for a claim that is not overdue: who is not free now offers nothing."""
+        if name not in self.planner.exposed:
+            return None
+        if (at := self.free_at(name)) > self.planner.now:
+            self.later = min(self.later, at)
+            return None
+        return self(name)
 
     def free_at(self, name: str) -> float:
         if name not in self.planner.movable:

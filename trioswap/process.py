@@ -347,7 +347,8 @@ class ModelProcess:
     def _failure(self, why: str) -> StartFailed:
         logger.warning("start failed model=%s: %s", self.spec.name, why)
         # Nobody else kills a server that is loading with SIGKILL: the kernel does when memory is short.
-        killed = self._child is not None and self._child.returncode == -signal.SIGKILL
+        # Shells and container runtimes say it of theirs in their own exit code.
+        killed = self._child is not None and self._child.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
         return StartFailed(self.spec.name, why, out_of_memory=killed or self._short_of_memory)
 
     def _last_line(self) -> str:

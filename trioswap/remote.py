@@ -1,14 +1,16 @@
-"""The only importer of httpx: readiness probes, and the command line's client of a running daemon.
+"""The only importer of httpx: readiness probes, and the command line's clients of a running daemon.
 
 When a probe is due, and how many may fail, is decided by the supervisor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Final
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Final
 
+import attrs
 import httpx  # noqa: TID251 - this module is the one that may
 import trio
 
@@ -75,25 +77,79 @@ def daemon_client(base_url: str, api_key: str | None) -> Iterator[DaemonClient]:
         DaemonUnreachable: inside the block a request found no daemon, or its answer broke off.
         DaemonRefused: inside the block an answer was other than 2xx.
     """
+
+    def check(response: httpx.Response) -> None:
+        if not response.is_success:
+            response.read()
+            raise _refusal(response)
+
+    settings = _settings(base_url, api_key)
+    with _translated(base_url), httpx.Client(**settings, event_hooks={"response": [check]}) as client:
+        yield client
+
+
+@attrs.frozen
+class Loan:
+    """Memory that the daemon holds for us."""
+
+    environment: Mapping[str, str]
+    """What makes a program see just the GPUs that it holds memory of."""
+    wait_ended: Callable[[], Awaitable[None]]
+    """Returns when the daemon takes it back, or is gone."""
+
+
+@asynccontextmanager
+async def memory_loan(base_url: str, api_key: str | None, wish: Mapping[str, object]) -> AsyncIterator[Loan]:
+    """Borrow memory for the length of the block; waits until it is there, as long as it takes.
+
+    Raises:
+        DaemonUnreachable, DaemonRefused: as in `daemon_client`, before the block begins.
+    """
+
+    async def check(response: httpx.Response) -> None:
+        if not response.is_success:
+            await response.aread()
+            raise _refusal(response)
+
+    with _translated(base_url):
+        async with (
+            httpx.AsyncClient(**_settings(base_url, api_key), event_hooks={"response": [check]}) as client,
+            client.stream("POST", "/api/hold", json=wish) as answer,
+        ):
+            lines = answer.aiter_lines()
+            try:
+                environment = dict(json.loads(await anext(lines, ""))["environment"])
+            except (ValueError, LookupError, TypeError):
+                raise DaemonRefused(f"what answers at {base_url} is not trioswap, or has just ended") from None
+
+            async def wait_ended() -> None:
+                with suppress(httpx.TransportError):
+                    async for _ in lines:
+                        pass
+
+            yield Loan(environment, wait_ended)
+
+
+def _settings(base_url: str, api_key: str | None) -> dict[str, Any]:
+    return {
+        "base_url": base_url,
+        "headers": {b"authorization": f"Bearer {api_key}".encode()} if api_key else None,
+        "timeout": httpx.Timeout(CONNECT_TIMEOUT, read=None),
+        "trust_env": False,
+    }
+
+
+@contextmanager
+def _translated(base_url: str) -> Iterator[None]:
     try:
-        with httpx.Client(
-            base_url=base_url,
-            headers={b"authorization": f"Bearer {api_key}".encode()} if api_key else None,
-            timeout=httpx.Timeout(CONNECT_TIMEOUT, read=None),
-            trust_env=False,
-            event_hooks={"response": [_raise_refusal]},
-        ) as client:
-            yield client
+        yield
     except (httpx.TransportError, httpx.InvalidURL) as exc:
         raise DaemonUnreachable(base_url, reason(exc)) from exc
 
 
-def _raise_refusal(response: httpx.Response) -> None:
-    if response.is_success:
-        return
-    response.read()
+def _refusal(response: httpx.Response) -> DaemonRefused:
     try:
-        message = str(response.json()["error"]["message"])
+        return DaemonRefused(str(response.json()["error"]["message"]))
     except (ValueError, LookupError, TypeError):  # not from trioswap
-        message = f"{response.url} answered {response.status_code} {response.reason_phrase}; is that trioswap?"
-    raise DaemonRefused(message)
+        what = f"{response.url} answered {response.status_code} {response.reason_phrase}"
+        return DaemonRefused(f"{what}; is that trioswap?")

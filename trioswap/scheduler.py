@@ -89,6 +89,7 @@ class Scheduler:
         self._closing = False
         self._now = 0.0
         self._wake_at = math.inf
+        self._over = False  # more is held than there is, because those who could go are at work
         self._stale = False  # something has happened since the last plan that may change it
         self._out: list[Command] = []
 
@@ -108,6 +109,7 @@ class Scheduler:
         model = self.models.pop(name)
         assert model.state is State.STOPPED
         assert not model.queue.count
+        self.plan.order = [other for other in self.plan.order if other != name]
 
     def views(self) -> list[ModelView]:
         """Every model as it stands, sorted by name."""
@@ -194,7 +196,9 @@ class Scheduler:
             model.out_of_work = True
             self._wake_at = min(self._wake_at, model.expires)
         idle = not model.leases
-        if (idle and (self._claims or model.retiring)) or (self._claims and served.weight > model.heaviest):
+        if (idle and (self._claims or model.retiring or self._over)) or (
+            self._claims and served.weight > model.heaviest
+        ):
             self._stale = True
         if idle and model.retiring:
             self._stop(model, "unloaded")
@@ -276,8 +280,8 @@ class Scheduler:
     def _measured(self, model: Model, attempt: int, peak: Holding) -> None:
         if self._budget is not None and self._is_news(model, attempt, *OCCUPIED):
             self._budget.footprints.measured(model.name, model.placed, peak, so_far=True)
-            model.peak = peak
-            model.holding = {**peak, **{d: max(size, peak.get(d, 0)) for d, size in model.holding.items()}}
+            model.peak, taken = peak, self._budget.reserve(peak)
+            model.holding = {**taken, **{d: max(size, taken.get(d, 0)) for d, size in model.holding.items()}}
             self._stale = True
 
     def _stop(self, model: Model, reason: str) -> None:
@@ -341,6 +345,9 @@ class Scheduler:
         """Idle models go, the cheapest first, while others use the memory that they hold."""
         while self._budget is not None and (model := one_to_relieve(self._occupied.values(), self._budget)):
             self._stop(model, "the memory that it holds is used by others")
+        if self._budget is not None:
+            staying = {model.name: model.holding for model in self._occupied.values() if not model.leaving}
+            self._over = bool(self._budget.overcommitted(staying))
 
     def _stop_the_expired(self) -> None:
         for model in list(self._occupied.values()):
@@ -350,7 +357,7 @@ class Scheduler:
     def _carry_out(self, plan: Plan) -> None:
         self.plan = plan
         for claim, blocker in plan.hopeless:
-            self._reject_all(claim, hopeless(claim, blocker))
+            self._reject_all(claim, hopeless(claim, blocker, self._budget))
         for model in list(self._occupied.values()):
             if model.state is State.DRAINING and not model.retiring and model.name not in plan.closed:
                 self._open_gate(model)

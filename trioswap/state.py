@@ -2,15 +2,18 @@
 
 What is known of a model belongs to its command line; under another one it is forgotten.  A
 file that cannot be read is no reason not to start, and one that cannot be written none to
-stop: both are logged, and learning begins anew.
+stop: both are logged, and learning begins anew.  A file with a number that nobody can have
+measured is not believed in anything.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +21,7 @@ from urllib.parse import urlsplit
 
 import attrs
 import trio
-from cattrs import Converter
+from cattrs import Converter, transform_error
 from cattrs.errors import BaseValidationError
 
 from trioswap.config import Config, ModelConfig
@@ -28,8 +31,12 @@ from trioswap.learning import Costs, recall, remember
 logger = logging.getLogger(__name__)
 
 FILE: Final = "learned.json"
+VERSION: Final = 1
 # Seconds between looks whether there is something new to write.
 SAVE_EVERY: Final = 60.0
+# No load takes a century of seconds, and no machine has so many bytes.
+LONGEST: Final = 3.2e9
+LARGEST: Final = 2**60
 
 
 @attrs.frozen
@@ -47,7 +54,7 @@ class Entry:
 class Contents:
     """The file."""
 
-    version: int = 1
+    version: int = VERSION
     models: dict[str, Entry] = attrs.field(factory=dict)
 
 
@@ -58,8 +65,10 @@ def default_directory(environ: Mapping[str, str]) -> Path:
     """Where state goes unless the configuration says it: systemd's place, else that of the XDG base directories."""
     if systemd := environ.get("STATE_DIRECTORY"):  # systemd.exec(5): may be several, separated by colons
         return Path(systemd.partition(":")[0])
-    home = environ.get("XDG_STATE_HOME") or str(Path(environ.get("HOME") or "/") / ".local" / "state")
-    return Path(home) / "trioswap"
+    home = Path(environ.get("XDG_STATE_HOME", ""))
+    if not home.is_absolute():  # "should consider the path invalid and ignore it" (XDG Base Directory Specification)
+        home = Path(environ.get("HOME") or "/") / ".local" / "state"
+    return home / "trioswap"
 
 
 @attrs.define(eq=False)
@@ -71,15 +80,13 @@ class State:
     costs: Mapping[str, Costs]
     footprints: Footprints | None
     _written: Contents = attrs.field(factory=Contents, init=False)
+    _complaint: str = attrs.field(default="", init=False)
+    """Why it could not be written the last time; said once, not every minute."""
 
     def restore(self) -> None:
         """Put what the file says into the books."""
-        self._written = contents = _read(self.path)
-        known = {
-            name: entry
-            for name, entry in contents.models.items()
-            if name in self.config.models and entry.command == command_id(self.config.models[name])
-        }
+        self._written = _read(self.path)
+        known = self._still_true()
         for name, entry in known.items():
             recall(self.costs[name], entry.costs, entry.gaps)
         if self.footprints is not None:
@@ -90,13 +97,16 @@ class State:
         try:
             while True:
                 await trio.sleep(SAVE_EVERY)
-                await trio.to_thread.run_sync(self.save)
+                # The books are read here, where nobody changes them meanwhile; a disk may be slow.
+                await trio.to_thread.run_sync(self._write, self._contents())
         finally:
             self.save()  # a few kilobytes; in no thread, because a cancelled task cannot wait for one
 
     def save(self) -> None:
         """Write the file, if there is something new: whole, or not at all."""
-        contents = self._contents()
+        self._write(self._contents())
+
+    def _write(self, contents: Contents) -> None:
         if contents == self._written:
             return
         text = json.dumps(_CONVERTER.unstructure(contents), indent=1, sort_keys=True)
@@ -106,12 +116,21 @@ class State:
             fresh.write_text(text + "\n", encoding="utf-8")
             fresh.replace(self.path)
         except OSError as exc:
-            logger.warning("what was learned cannot be kept: %s", exc)
+            with contextlib.suppress(OSError):
+                fresh.unlink(missing_ok=True)
+            if str(exc) != self._complaint:
+                logger.warning("what was learned cannot be kept: %s", exc)
+            self._complaint = str(exc)
             return
-        self._written = contents
+        self._written, self._complaint = contents, ""
 
     def _contents(self) -> Contents:
-        memory = {} if self.footprints is None else self.footprints.learned()
+        # Where memory is not counted today, what is known of it is kept for the day on which it is.
+        memory = (
+            self.footprints.learned()
+            if self.footprints is not None
+            else {name: entry.memory for name, entry in self._still_true().items() if entry.memory is not None}
+        )
         entries = {}
         for name, model in self.config.models.items():
             costs, gaps = remember(self.costs[name])
@@ -121,23 +140,49 @@ class State:
         others = {name: entry for name, entry in self._written.models.items() if name not in self.config.models}
         return Contents(models={**others, **entries})
 
+    def _still_true(self) -> dict[str, Entry]:
+        """What the file says of models that have the same command line today."""
+        return {
+            name: entry
+            for name, entry in self._written.models.items()
+            if name in self.config.models and entry.command == command_id(self.config.models[name])
+        }
+
 
 def command_id(model: ModelConfig) -> str:
     """What tells the command line of *model* from others, and where it runs, whatever port it was given."""
-    port = str(urlsplit(model.proxy).port)
-    parts = [part.replace(port, "PORT") for part in (*model.argv, *map("=".join, sorted(model.env.items())))]
+    port = rf"(?<!\d){urlsplit(model.proxy).port}(?!\d)"
+    parts = [re.sub(port, "PORT", part) for part in (*model.argv, *map("=".join, sorted(model.env.items())))]
     return hashlib.sha256(json.dumps([parts, model.device]).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> Contents:
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
+        if found["version"] != VERSION:
+            raise ValueError(f"version: found {found['version']!r:.40}, allowed is {VERSION}")
         contents = _CONVERTER.structure(found, Contents)
-        if contents.version != Contents().version:
-            raise ValueError(f"version {contents.version}")
+        _check(contents)
     except FileNotFoundError:
         return Contents()
-    except (OSError, ValueError, TypeError, KeyError, BaseValidationError) as exc:
-        logger.warning("what was learned before cannot be read from %s, so it is learned anew: %s", path, exc)
+    except Exception as exc:  # anything may stand there, and it may break the reader in any way
+        why = (
+            "; ".join(transform_error(exc)) if isinstance(exc, BaseValidationError) else f"{type(exc).__name__}: {exc}"
+        )
+        logger.warning("what was learned before cannot be read from %s, so it is learned anew: %s", path, why)
         return Contents()
     return contents
+
+
+def _check(contents: Contents) -> None:
+    """Raise ValueError for what nobody can have measured: NaN too, which is in no range."""
+    for name, entry in contents.models.items():
+        memory = entry.memory or Record(peak={}, grown={}, fixed=False)
+        bytes_ = [*memory["peak"].values(), *memory["grown"].values()]
+        ranges = ("costs", LONGEST, [*entry.costs.values()]), ("gaps", LONGEST, entry.gaps), ("memory", LARGEST, bytes_)
+        for key, most, values in ranges:
+            wrong = [value for value in values if not 0 <= value <= most]
+            if wrong:
+                raise ValueError(f"models.{name}.{key}: found {wrong[0]!r:.40}, allowed is 0 to {most}")
+        if memory["fixed"] and not memory["peak"]:
+            raise ValueError(f"models.{name}.memory: found fixed without a peak")

@@ -26,7 +26,7 @@ async def load(exchange: Exchange, services: Services, rest: bytes) -> None:
     name = services.model(_name(rest))
 
     async def until_ready() -> None:
-        async with services.fleet.lease(name):
+        async with services.fleet.lease(name, label=exchange.request_id):
             pass
 
     await exchange.while_connected(until_ready)

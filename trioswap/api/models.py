@@ -23,25 +23,28 @@ async def list_models(exchange: Exchange, services: Services) -> None:
 
 
 async def running(exchange: Exchange, services: Services) -> None:
-    """GET /running: every model that is not stopped, with what it serves and who waits for it."""
+    """GET /running: every model that is not stopped, what it serves and who waits for it.
+
+    And where memory plays a part, what is reserved for it: bytes of each device.
+    """
     rows = []
     for view in services.fleet.views():
         model = services.config.models.get(view.name)
         if model is None or (view.state not in OCCUPIED and not view.waiting):
             continue
-        rows.append(
-            {
-                "model": view.name,
-                "state": view.state.value,
-                "cmd": shlex.join(model.argv),
-                "proxy": model.proxy,
-                "ttl": model.ttl or 0,
-                "name": model.display_name,
-                "description": model.description,
-                "serving": view.leases,
-                "waiting": view.waiting,
-            }
-        )
+        row = {
+            "model": view.name,
+            "state": view.state.value,
+            "cmd": shlex.join(model.argv),
+            "proxy": model.proxy,
+            "ttl": model.ttl or 0,
+            "name": model.display_name,
+            "description": model.description,
+            "serving": view.leases,
+            "waiting": view.waiting,
+        }
+        memory = {} if services.fleet.memory is None else {"memory": dict(view.holding)}
+        rows.append({**row, **memory})
     await exchange.json(200, {"running": rows})
 
 

@@ -1,4 +1,4 @@
-"""Where servers listen: reads `listen` and `proxy`, and tells whether two places are one.
+"""Where servers listen: reads `listen` and `proxy`, of models and of peers, and tells whether two places are one.
 
 Nothing is looked up: names other than `localhost` are compared as they are written.
 """
@@ -14,9 +14,9 @@ from trioswap.config.mistakes import found, shown
 
 _HOST: Final = r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
 _LISTEN: Final = re.compile(rf"{_HOST}:(?P<port>[0-9]{{1,9}})")
-_PROXY: Final = re.compile(rf"http://{_HOST}(?::(?P<port>[0-9]{{1,9}}))?(?:/[!-~]*)?")
+_URL: Final = re.compile(rf"(?P<scheme>https?)://{_HOST}(?::(?P<port>[0-9]{{1,9}}))?(?:/[!-~]*)?")
 _QUERY: Final = re.compile(r"[?#]")
-_HTTP_PORT: Final = 80
+_PORTS: Final = {"http": 80, "https": 443}
 MAX_PORT: Final = 65_535
 
 _WILDCARDS: Final = frozenset({"0.0.0.0", "[::]"})  # noqa: S104 - compared with, not bound
@@ -49,7 +49,7 @@ def parse_listen(value: str) -> Address:
     match = _LISTEN.fullmatch(value)
     if match is None:
         raise ValueError(found(value, 'HOST:PORT, such as "127.0.0.1:8080", or "0.0.0.0:8080" for every interface'))
-    return _address(match, lowest_port=0)
+    return _address(match, int(match["port"]), lowest_port=0)
 
 
 def parse_proxy(value: str) -> Address:
@@ -58,16 +58,30 @@ def parse_proxy(value: str) -> Address:
     Raises:
         ValueError: it has another form, or the port is not in 1..65535.
     """
-    match = _PROXY.fullmatch(value)
-    if match is None or _QUERY.search(value):
-        # Local servers are asked by our own client, which speaks no TLS.
-        but = " (not https: local servers are asked without TLS)" if value.startswith("https:") else ""
+    # Local servers are asked by our own client, which speaks no TLS.
+    if value.startswith("https:"):
+        but = " (not https: local servers are asked without TLS)"
         raise ValueError(found(value, f"http://HOST[:PORT][/PATH]{but}"))
-    return _address(match, lowest_port=1)
+    return _parse_url(value, "http://HOST[:PORT][/PATH]")
 
 
-def _address(match: re.Match[str], *, lowest_port: int) -> Address:
-    port = int(match["port"] or _HTTP_PORT)
+def parse_peer(value: str) -> Address:
+    """The address meant by a base URL of http[s]://HOST[:PORT][/PATH].
+
+    Raises:
+        ValueError: it has another form, or the port is not in 1..65535.
+    """
+    return _parse_url(value, "http[s]://HOST[:PORT][/PATH]")
+
+
+def _parse_url(value: str, allowed: str) -> Address:
+    match = _URL.fullmatch(value)
+    if match is None or _QUERY.search(value):
+        raise ValueError(found(value, allowed))
+    return _address(match, int(match["port"] or _PORTS[match["scheme"]]), lowest_port=1)
+
+
+def _address(match: re.Match[str], port: int, *, lowest_port: int) -> Address:
     if not lowest_port <= port <= MAX_PORT:
         raise ValueError(f"found port {port} in {shown(match[0])}, allowed is {lowest_port} to {MAX_PORT}")
     host = match["host"].lower()

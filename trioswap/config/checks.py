@@ -11,13 +11,26 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from trioswap.config.addresses import Address, parse_listen, parse_proxy
-from trioswap.config.mistakes import Mistakes, Path, did_you_mean, found, quoted
-from trioswap.config.schema import AUTO, RAM, Config, GroupConfig, MemoryConfig, ModelConfig
+from trioswap.config.coexist import Coexistence, groups_coexist
+from trioswap.config.mistakes import Mistakes, Path, found, quoted
+from trioswap.config.peers import check_peers
+from trioswap.config.routes import check_routes
+from trioswap.config.rules import alias_path, check_choice, check_name
+from trioswap.config.schema import (
+    AUTO,
+    LOG_LEVELS,
+    LOG_TARGETS,
+    MODALITIES,
+    POLICIES,
+    PORT_OWNERS,
+    RAM,
+    TIME_FORMATS,
+    Config,
+    GroupConfig,
+    MemoryConfig,
+    ModelConfig,
+)
 from trioswap.config.values import format_size
-
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
-PORT_OWNERS: Final = ("child", "any")
-POLICIES: Final = ("lease", "fifo")
 
 _DEVICE: Final = re.compile(r"[A-Za-z0-9_-]+")
 # Of a model that a mistake may have put out of its group: one that excludes all others, so
@@ -33,6 +46,9 @@ def check(config: Config, mistakes: Mistakes) -> None:
     if config.memory is not None:
         _check_memory(config.memory, config.models.values(), mistakes)
     _check_addresses(config, group_of, mistakes)
+    check_peers(config.peers, config.listen, mistakes)
+    check_routes(config, mistakes)
+    _check_preload(config, mistakes)
     # Last: a mistake about a whole table would hide those within it.
     _check_names(config, mistakes)
 
@@ -41,39 +57,36 @@ def check(config: Config, mistakes: Mistakes) -> None:
 
 
 def _check_choices(config: Config, mistakes: Mistakes) -> None:
-    _check_choice(("log_level",), config.log_level, LOG_LEVELS, mistakes)
-    _check_choice(("policy",), config.policy, POLICIES, mistakes)
+    check_choice(("log_level",), config.log_level, LOG_LEVELS, mistakes)
+    check_choice(("log_time_format",), config.log_time_format, TIME_FORMATS, mistakes)
+    check_choice(("log_to_stdout",), config.log_to_stdout, LOG_TARGETS, mistakes)
+    check_choice(("policy",), config.policy, POLICIES, mistakes)
     for model in config.models.values():
-        _check_choice(("models", model.name, "port_owner"), model.port_owner, PORT_OWNERS, mistakes)
-
-
-def _check_choice(path: Path, value: str, allowed: Iterable[str], mistakes: Mistakes) -> None:
-    if value not in allowed:
-        mistakes.add(path, found(value, f"one of {', '.join(allowed)}") + did_you_mean(value, allowed))
+        check_choice(("models", model.name, "port_owner"), model.port_owner, PORT_OWNERS, mistakes)
+        if model.capabilities is not None:
+            path = ("models", model.name, "capabilities")
+            for key, modalities in (("in", model.capabilities.takes), ("out", model.capabilities.gives)):
+                for index, modality in enumerate(modalities):
+                    check_choice((*path, key, index), modality, MODALITIES, mistakes)
 
 
 # ---- names ------------------------------------------------------------------------------
 
 
 def _check_names(config: Config, mistakes: Mistakes) -> None:
-    """Names travel in JSON, paths and log lines."""
-    paths: list[Path] = [("models", name) for name in config.models]
-    paths += [("groups", group.name) for group in config.groups]
-    for path in paths:
-        _check_name(path, str(path[-1]), mistakes)
-
-
-def _check_name(path: Path, name: str, mistakes: Mistakes) -> None:
-    if not name or not name.isprintable() or name != name.strip():
-        mistakes.add(path, found(name, "a name of printable characters without spaces around it"))
+    for table in ("models", "profiles", "selectors", "peers"):
+        for name in getattr(config, table):
+            check_name((table, name), name, mistakes)
+    for group in config.groups:
+        check_name(("groups", group.name), group.name, mistakes)
 
 
 def _check_aliases(config: Config, mistakes: Mistakes) -> None:
     owners: dict[str, str] = {}
     for model in config.models.values():
         for index, alias in enumerate(model.aliases):
-            path = ("models", model.name, "aliases", index)
-            _check_name(path, alias, mistakes)
+            path = alias_path(model, index)
+            check_name(path, alias, mistakes)
             if alias in config.models:
                 mistakes.add(path, f"found {quoted(alias)}, which is the name of a model, allowed is a name of its own")
             elif alias in owners:
@@ -93,7 +106,7 @@ def _check_members(config: Config, mistakes: Mistakes) -> dict[str, GroupConfig]
             path = ("groups", group.name, "members", index)
             if member not in config.models:
                 if not mistakes.about(("models",)):
-                    hint = did_you_mean(config.resolve(member) or member, config.models)
+                    hint = mistakes.guess(config.resolve(member) or member, config.models)
                     mistakes.add(path, found(member, "the name of a model") + hint)
             elif member in group_of:
                 where = "in this group" if group_of[member] is group else f"in group {quoted(group_of[member].name)}"
@@ -119,7 +132,7 @@ def _check_memory(memory: MemoryConfig, models: Iterable[ModelConfig], mistakes:
 def _check_device(path: Path, name: str, mistakes: Mistakes, *, known: Iterable[str] | None = None) -> None:
     """It must be one of those *known*; None: the machine knows which there are."""
     if known is not None:
-        _check_choice(path, name, known, mistakes)
+        check_choice(path, name, known, mistakes)
     elif name == AUTO or not _DEVICE.fullmatch(name):
         allowed = 'the name of a device, such as "ram" or "gpu0", of letters, digits, - and _, but not "auto"'
         mistakes.add(path, found(name, allowed))
@@ -164,6 +177,18 @@ def _check_fits(path: Path, need: int, sizes: Mapping[str, int | None], headroom
         mistakes.add(path, f"found {format_size(need)}, allowed is {allowed}")
 
 
+# ---- what is loaded at the start ----------------------------------------------------------
+
+
+def _check_preload(config: Config, mistakes: Mistakes) -> None:
+    """Each load of another would undo the one before."""
+    if mistakes.touch(("groups",)) or mistakes.touch(("matrix",)):
+        return
+    obstacle = Coexistence.of(config).obstacle(config.hooks.preload)
+    if obstacle is not None:
+        mistakes.add(("hooks", "on_startup", "preload"), f"found models {obstacle}, allowed are models that can be")
+
+
 # ---- addresses --------------------------------------------------------------------------
 
 
@@ -182,7 +207,7 @@ def _check_addresses(config: Config, group_of: dict[str, GroupConfig], mistakes:
             )
         group, neighbours = group_of.get(name), seen[address.port]
         for (taken, _), other in neighbours.items():
-            if taken.overlaps(address) and _coexist(group_of.get(other), group):
+            if taken.overlaps(address) and groups_coexist(group_of.get(other), group):
                 clash = f"found {quoted(model.proxy)}, which is the address of model {quoted(other)} too"
                 allowed = "that only for models of which groups never let two be resident together"
                 mistakes.add(path, f"{clash}, allowed is {allowed}")
@@ -197,17 +222,3 @@ def _address(path: Path, parse: Callable[[str], Address], value: str, mistakes: 
     except ValueError as exc:
         mistakes.add(path, str(exc))
         return None
-
-
-def _coexist(one: GroupConfig | None, other: GroupConfig | None) -> bool:
-    """Whether members of the two groups can be resident together (core reference 1.11, eviction rule).
-
-    What is resident stays when the newcomer's group is not exclusive, or its own is
-    persistent; either may be the newcomer.  Models in no group (None) are taken to have
-    room beside all others: memory is learned, and a matrix is not searched here.
-    """
-    if one is None or other is None:
-        return True
-    if one is other:
-        return not one.swap
-    return any(not new.exclusive or old.persistent for new, old in ((one, other), (other, one)))

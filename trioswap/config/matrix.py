@@ -26,7 +26,7 @@ from typing import Final
 
 import attrs
 
-from trioswap.config.mistakes import Mistakes, did_you_mean, found, quoted, shown
+from trioswap.config.mistakes import Mistakes, found, quoted, shown
 
 # What putting out a model costs that has no evict_cost (core reference 1.12).
 DEFAULT_COST: Final = 1
@@ -180,7 +180,7 @@ class _Reader:
                 text = found(name, 'a name of 1 to 32 letters A to Z, a to z, digits, "." and "-"')
                 self.mistakes.add((*_VARS, name), text)
             elif model not in self.models and not self.mistakes.about(("models",)):
-                text = found(model, "the name of a model") + did_you_mean(model, self.models)
+                text = found(model, "the name of a model") + self.mistakes.guess(model, self.models)
                 self.mistakes.add((*_VARS, name), text)
 
     def costs(self, evict_costs: Mapping[str, int]) -> dict[str, int]:
@@ -268,11 +268,11 @@ class _Reader:
             return None if self._is_known(token.name) else self._unknown(token.name, f" {token.place}")
         if token.name in self.sets or self.mistakes.about((*_SETS, token.name)):
             return None
-        hint = did_you_mean(token.name, self.sets)
+        hint = self.mistakes.guess(token.name, self.sets)
         return f'found {shown(token.text)} {token.place}, allowed is "+" with the name of a set{hint}'
 
     def _unknown(self, name: str, place: str = "") -> str:
-        hint = did_you_mean(name, [*self.variables, *self.models])
+        hint = self.mistakes.guess(name, [*self.variables, *self.models])
         return f"found {shown(name)}{place}, allowed is the name of a var or of a model{hint}"
 
     def _model(self, name: str) -> str | None:

@@ -1,7 +1,8 @@
 """Collects the mistakes of one configuration and words them.
 
-Every mistake is one line, `key.path: what was found, what is allowed`, so that a person
-can repair the whole file at once.  What is right and what is wrong is decided elsewhere.
+Every mistake is one line, `FILE:LINE: key.path: what was found, what is allowed`, so that a
+person can repair the whole file at once; without the place where none is known.  What is
+right and what is wrong is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -9,10 +10,15 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import attrs
+
+if TYPE_CHECKING:
+    from trioswap.config.document import Place
+
+T = TypeVar("T")
 
 Path = tuple[str | int, ...]
 """Keys and list indices from the top of the file: `("models", "qwen", "aliases", 0)`."""
@@ -21,6 +27,9 @@ Path = tuple[str | int, ...]
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
 # Longer found texts are cut: a line should stay a line.
 _SHOWN_CHARS: Final = 60
+# Comparisons of names that all guesses about one configuration may come to: half a second.
+# Ten wrong names are guessed at; after a thousand, nobody reads on.
+_MOST_COMPARISONS: Final = 20_000
 # Larger integers are not worth their digits, and Python refuses to print the largest.
 _SHOWN_BITS: Final = 128
 
@@ -33,15 +42,25 @@ class Mistakes:
     check.  So the first word about a place, or about what contains it, is the only one.
     """
 
-    _texts: dict[Path, str] = attrs.field(factory=dict)
-    _holders: set[Path] = attrs.field(factory=set)
+    places: Mapping[Path, Place] | None = None
+    """Where in which file each key and list element stands; what is not in it stands where its holder does."""
+    shown: Mapping[Path, Path] | None = None
+    """How the file spells the path of each key, where it is not TOML; what follows is spelled as here."""
+    _texts: dict[Path, str] = attrs.field(factory=dict, init=False)
+    _holders: set[Path] = attrs.field(factory=set, init=False)
     """Everything that contains a place with a mistake."""
+    _compared: int = attrs.field(default=0, init=False)
 
     def add(self, path: Path, text: str) -> None:
         """Note *text* about *path*, unless something is known about it already."""
         if not self.about(path):
             self._texts[path] = text
             self._holders.update(path[:length] for length in range(1, len(path)))
+
+    def guess(self, word: str, options: Collection[str]) -> str:
+        """What `did_you_mean` says where *options* may be many; nothing once that has taken its time."""
+        self._compared += len(options)
+        return did_you_mean(word, options) if self._compared <= _MOST_COMPARISONS else ""
 
     def about(self, path: Path) -> bool:
         """Whether something is wrong with *path* itself or with what contains it."""
@@ -52,8 +71,26 @@ class Mistakes:
         return path in self._holders or self.about(path)
 
     def lines(self) -> list[str]:
-        """One line for each mistake, in the order of the key paths."""
-        return [f"{key_path(path)}: {self._texts[path]}" for path in sorted(self._texts)]
+        """One line for each mistake: in the order of the files, and before that, without places, of the key paths."""
+        return [line for *_, line in sorted(self._line(path) for path in self._texts)]
+
+    def _line(self, path: Path) -> tuple[str, int, int, Path, str]:
+        """The line about *path*, behind what it is sorted by."""
+        spelled, rest = _nearest(path, self.shown or {}) or ((), path)
+        line = f"{key_path((*spelled, *rest))}: {self._texts[path]}"
+        known = _nearest(path, self.places or {})
+        if known is None:
+            return "", 0, 0, path, line
+        place, _ = known
+        return place.file, place.line, place.column, path, f"{place.file}:{place.line}: {line}"
+
+
+def _nearest(path: Path, known: Mapping[Path, T]) -> tuple[T, Path] | None:
+    """What is *known* of *path* or of the nearest that holds it, and the rest of *path* from there on."""
+    for length in range(len(path), -1, -1):
+        if path[:length] in known:
+            return known[path[:length]], path[length:]
+    return None
 
 
 def key_path(path: Path) -> str:
@@ -88,6 +125,8 @@ def shown(value: object) -> str:
             return "an array"
         case dict():
             return "a table"
+        case None:  # only YAML can say it
+            return "nothing"
         case _:  # the four kinds of TOML dates
             return "a date or time"
 

@@ -17,15 +17,21 @@ from typing import Final, TypeVar
 import attrs
 
 from trioswap.config.command import UnterminatedQuote, placeholders, split, substitute
+from trioswap.config.kinds import Command
 from trioswap.config.mistakes import Mistakes, did_you_mean, found, quoted
-from trioswap.config.raw import Command, RawConfig, RawModel
-from trioswap.config.schema import ModelConfig
+from trioswap.config.parts import CapabilityConfig
+from trioswap.config.raw import RawConfig
+from trioswap.config.raw_model import RawCapabilities, RawCompat, RawModel
+from trioswap.config.schema import STOP_SIGNALS, ModelConfig
+from trioswap.config.traffic import auto_aliases, read_filters, read_timeouts
 
 T = TypeVar("T")
 
 DEFAULT_PROXY: Final = "http://127.0.0.1:${PORT}"
-# Signals that ask a server to end.  SIGKILL asks nothing, but some servers deserve no better.
-STOP_SIGNALS: Final = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL")
+# The model behind llama-swap's /comfyui/: its pages hold many connections, and websockets
+# that live as long as a page is open (core reference 1.8).
+_COMFYUI: Final = "comfyui_auto"
+_COMFYUI_PARALLEL: Final = 50
 
 # What a shell takes as a variable name too.
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -68,6 +74,7 @@ class ModelReader:
     def resolve(self, port: int | None) -> ModelConfig:
         """The model, with *port* (None: it uses none) filled in."""
         written, above = self.written, self.inherited
+        filters = read_filters(written.filters, ("models", self.name, "filters"), self.mistakes)
         values = {"MODEL_ID": self.name} | ({} if port is None else {"PORT": str(port)})
         return ModelConfig(
             name=self.name,
@@ -77,10 +84,11 @@ class ModelReader:
             check_endpoint=self._check_endpoint(values),
             port_owner=given(written.port_owner, default=_DEFAULTS.port_owner),
             env=self._env(values),
-            aliases=tuple(written.aliases or ()),
+            aliases=(*(written.aliases or ()), *auto_aliases(filters, (self.name, *(written.aliases or ())))),
             unlisted=given(written.unlisted, default=_DEFAULTS.unlisted),
             display_name=given(written.name, default=_DEFAULTS.display_name),
             description=given(written.description, default=_DEFAULTS.description),
+            use_model_name=written.use_model_name or None,
             ttl=given(written.ttl, above.global_ttl, default=0.0) or None,  # 0 says never
             health_check_timeout=given(
                 written.health_check_timeout, above.health_check_timeout, default=_DEFAULTS.health_check_timeout
@@ -94,18 +102,25 @@ class ModelReader:
             ),
             turn_lease=given(written.turn_lease, above.turn_lease, default=_DEFAULTS.turn_lease),
             linger=given(written.linger, above.linger, default=_DEFAULTS.linger),
-            parallel=given(written.parallel, above.parallel, default=_DEFAULTS.parallel),
+            parallel=self._parallel(),
+            concurrency_limit=self._concurrency_limit(),
             weight=given(written.weight, default=_DEFAULTS.weight),
             priority=given(written.priority, default=_DEFAULTS.priority),
             load_cost=written.load_cost,
             stop_cost=written.stop_cost,
             memory=written.memory,
             device=written.device,
+            filters=filters,
+            timeouts=read_timeouts(written.timeouts),
+            capabilities=_capabilities(written.capabilities or RawCapabilities()),
+            metadata=written.metadata or {},
+            send_loading_state=given(written.send_loading_state, above.send_loading_state, default=False),
+            ignore_websockets=(written.compat or RawCompat()).ignore_websockets or self.name == _COMFYUI,
         )
 
     # ---- the command --------------------------------------------------------------------
 
-    def _words(self, key: str, command: Command) -> tuple[str, ...]:
+    def _words(self, key: str, command: Command | None) -> tuple[str, ...]:
         if command is None:
             return ()
         try:
@@ -175,6 +190,17 @@ class ModelReader:
             env[key] = self._fill([value], values, "env", key)[0]
         return env
 
+    def _parallel(self) -> int:
+        """Who lets in no more than so many means no more than so many at the server."""
+        fallback = given(self.inherited.parallel, default=_DEFAULTS.parallel)
+        if self.name == _COMFYUI:
+            fallback = max(fallback, _COMFYUI_PARALLEL)
+        return given(self.written.parallel, self._concurrency_limit(), default=fallback)
+
+    def _concurrency_limit(self) -> int | None:
+        written = self.written.concurrency_limit
+        return max(written, _COMFYUI_PARALLEL) if written is not None and self.name == _COMFYUI else written
+
     def _stop_signal(self) -> signal.Signals:
         name = given(self.written.stop_signal, default=_DEFAULTS.stop_signal.name)
         if name in STOP_SIGNALS:
@@ -201,6 +227,18 @@ class ModelReader:
 
     def _is_wrong(self, key: str) -> bool:
         return self.mistakes.touch(("models", self.name, key))
+
+
+def _capabilities(raw: RawCapabilities) -> CapabilityConfig | None:
+    """None where nothing is said but no and 0, as llama-swap takes it."""
+    capabilities = CapabilityConfig(
+        takes=tuple(raw.in_ or ()),
+        gives=tuple(raw.out or ()),
+        tools=raw.tools or False,
+        reranker=raw.reranker or False,
+        context=raw.context or None,
+    )
+    return None if capabilities == CapabilityConfig() else capabilities
 
 
 def _names(texts: Iterable[str]) -> list[str]:

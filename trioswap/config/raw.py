@@ -1,136 +1,294 @@
-"""The configuration file as it is written: classes that mirror it, and their strict reader.
+"""The configuration file as it is written: classes that mirror it, and their reader.
 
 Here only shapes are judged: known keys, right types, values that can be read at all.
-`None` means "not written"; what that comes to is decided in `resolve`.
+`None` means "not written"; what that comes to is decided in `resolve`.  A model's table is
+in `raw_model`.
 """
+
+# ruff: noqa: RUF009 - `key` declares a field, as attrs.field does
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Final, Literal, NewType, get_origin
+from typing import Any
 
 import attrs
-from cattrs import Converter
-from cattrs.cols import list_structure_factory, mapping_structure_factory
-from cattrs.dispatch import StructureHook
-from cattrs.errors import (
-    AttributeValidationNote,
-    BaseValidationError,
-    ClassValidationError,
-    ForbiddenExtraKeysError,
-    IterableValidationNote,
-)
-from cattrs.gen import make_dict_structure_fn
 
-from trioswap.config.mistakes import Mistakes, Path, did_you_mean, found, shown
-from trioswap.config.values import DURATIONS, NUMBERS, SIZES, parse_count, parse_duration, parse_number, parse_size
-
-Duration = NewType("Duration", float)
-Patience = NewType("Patience", float)
-"""A duration that cannot be 0."""
-Size = NewType("Size", int)
-"""A size that cannot be 0."""
-Amount = NewType("Amount", int)
-"""A size that can."""
-Number = NewType("Number", float)
-Factor = NewType("Factor", float)
-"""A number that cannot be 0."""
-Count = NewType("Count", int)
-Command = str | list[str] | None
-"""A text to be split, or the arguments as they are."""
-Need = Amount | dict[str, Amount] | None
-"""Memory of one device, or of each of several."""
-Capacity = Amount | Literal["auto"]
-"""How large a device is; "auto": ask the machine."""
-
-
-@attrs.frozen
-class RawModel:
-    """A table `[models.NAME]`."""
-
-    cmd: Command = None
-    gguf: str | None = None
-    args: list[str] | None = None
-    cmd_stop: Command = None
-    proxy: str | None = None
-    check_endpoint: str | None = None
-    port_owner: str | None = None
-    env: dict[str, str] | None = None
-    aliases: list[str] | None = None
-    unlisted: bool | None = None
-    name: str | None = None
-    description: str | None = None
-    ttl: Duration | None = None
-    health_check_timeout: Patience | None = None
-    unload_timeout: Duration | None = None
-    stop_signal: str | None = None
-    max_wait: Duration | None = None
-    drain_timeout: Duration | None = None
-    unload_drain_timeout: Duration | None = None
-    turn_lease: Number | None = None
-    linger: Number | None = None
-    parallel: Count | None = None
-    weight: Factor | None = None
-    priority: int | None = None
-    load_cost: Duration | None = None
-    stop_cost: Duration | None = None
-    memory: Need = None
-    device: str | None = None
+from trioswap.config.keys import key
+from trioswap.config.kinds import Amount, Capacity, Count, Duration, Json, Number, Patience, Secret, Size
+from trioswap.config.mistakes import Mistakes, Path
+from trioswap.config.raw_model import MACROS, RawFilters, RawModel, RawTimeouts
+from trioswap.config.schema import LOG_LEVELS, LOG_TARGETS, POLICIES, STRATEGIES, TIME_FORMATS
+from trioswap.config.strict import Wrong, structure
 
 
 @attrs.frozen
 class RawGroup:
     """A table `[groups.NAME]`."""
 
-    swap: bool | None = None
-    exclusive: bool | None = None
-    persistent: bool | None = None
-    members: list[str] | None = None
+    swap: bool | None = key("Whether at most one member is resident.", default="true")
+    exclusive: bool | None = key("Whether a member that starts puts out the models of other groups.", default="true")
+    persistent: bool | None = key("Whether members are never put out for a model of another group.", default="false")
+    members: list[str] | None = key("The models in it, by name; each model is in one group at most.", default="[]")
 
 
 @attrs.frozen
 class RawMatrix:
     """The table `[matrix]`."""
 
-    vars: dict[str, str] | None = None
-    evict_costs: dict[str, Count] | None = None
-    sets: dict[str, str] | None = None
+    vars: dict[str, str] | None = key(
+        "Short names for models, of 1 to 32 letters, digits, `.` and `-`, for use in the sets and costs.", default="{}"
+    )
+    evict_costs: dict[str, Count] | None = key(
+        "What putting a model out costs, by var or name; the cheapest go. 1 for those that are not here.",
+        yaml="evict_costs",
+        default="{}",
+    )
+    sets: dict[str, str] | None = key(
+        "Combinations by name: `&` is together with, `|` is or, `+NAME` is what another set says.", required=True
+    )
 
 
 @attrs.frozen
 class RawMemory:
     """The table `[memory]`."""
 
-    headroom: Amount | None = None
-    yield_to_others: bool | None = None
-    learn: bool | None = None
-    devices: dict[str, Capacity] | None = None
+    headroom: Amount | None = key("What is kept free on each device.", default='"512MiB"', unit="bytes")
+    yield_to_others: bool | None = key(
+        "Whether models with nothing to do go when other programs need the memory.", default="false"
+    )
+    learn: bool | None = key("Whether what models need is measured while they run.", default="true")
+    devices: dict[str, Capacity] | None = key(
+        'How large each device is, by name (`ram`, `gpu0`, `gpu1`, ...), or `"auto"` to ask the machine. What is not'
+        " in it is not used.",
+        default="all that the machine has",
+        unit="bytes",
+    )
+
+
+@attrs.frozen
+class RawStore:
+    """The table `[store]`."""
+
+    path: str | None = key(
+        "The SQLite file in which the list of past requests is kept. Relative to the directory of the configuration;"
+        " `~` is your home.",
+        required=True,
+    )
+
+
+@attrs.frozen
+class RawActivity:
+    """The table `[ui.activity]`."""
+
+    session_id: list[str] | None = key(
+        "Request headers that tell which session a request belongs to, the first that is there; an empty array: none.",
+        yaml="session_id",
+        default='["X-Session-ID", "X-Litellm-Session-Id"]',
+    )
+
+
+@attrs.frozen
+class RawUi:
+    """The table `[ui]`."""
+
+    activity: RawActivity | None = key("The page of past requests.")
+
+
+@attrs.frozen
+class RawPerformance:
+    """The table `[performance]`."""
+
+    disabled: bool | None = key("Whether the load of the machine is not measured.", default="false")
+    every: Duration | None = key("The time between two measurements; 5 seconds or more.", default="5", unit="s")
+
+
+@attrs.frozen
+class RawUpstream:
+    """The table `[upstream]`: the paths `/upstream/MODEL/...`."""
+
+    ignore_paths: list[str] | None = key(
+        "Requests whose path behind the model's name matches one of these regular expressions never load a model. They"
+        " are in the dialect of Python's `re`, at most 64 of 500 characters, and match anywhere in the path unless"
+        " they say `^` or `$`; an empty array: every path loads.",
+        default=r"['\.(js|json|css|png|gif|jpe?g|ico|txt)$']",
+    )
+
+
+@attrs.frozen
+class RawStartup:
+    """The table `[hooks.on_startup]`."""
+
+    preload: list[str] | None = key("Models that are loaded as soon as trioswap runs, by name or alias.", default="[]")
+
+
+@attrs.frozen
+class RawHooks:
+    """The table `[hooks]`."""
+
+    on_startup: RawStartup | None = key("What is done at the start.", yaml="on_startup")
+
+
+@attrs.frozen
+class RawProfile:
+    """A table `[profiles.NAME]`."""
+
+    description: str | None = key("A sentence about it, for people.", default='""')
+    pins: dict[str, str | None] | None = key(
+        "What requests for a name are sent to while the profile is active: a model, an alias, a selector or a peer's"
+        " model; an empty text: to nobody.",
+        required=True,
+    )
+
+
+@attrs.frozen
+class RawSelectorSettings:
+    """A table `[selectors.NAME.settings]`."""
+
+    spillover: Count | None = key("For `spillover`: requests at one target before the next is started.", default="1")
+
+
+@attrs.frozen
+class RawSelector:
+    """A table `[selectors.NAME]`."""
+
+    strategy: str | None = key(
+        'How the target is chosen: `"pin"`, always the first; `"warm"`, the first that is loaded; `"spillover"`, the'
+        " one with the fewest requests, and a further one when all have enough.",
+        required=True,
+        choices=STRATEGIES,
+    )
+    targets: list[str] | None = key(
+        "Models, aliases or peers' models, in the order of preference. Those of `warm` are local; local ones of"
+        " `spillover` must be able to be resident together.",
+        required=True,
+    )
+    settings: RawSelectorSettings | None = key("Settings of single strategies.")
+    name: str | None = key("Its name for people, in `/v1/models`.", default='""')
+    description: str | None = key("A sentence about it, in `/v1/models`.", default='""')
+    unlisted: bool | None = key("Whether it is left out of `/v1/models`.", default="false")
+    metadata: dict[str, Json] | None = key("Anything else for `/v1/models`, under `meta.llamaswap`.", default="{}")
+
+
+@attrs.frozen
+class RawPeer:
+    """A table `[peers.NAME]`."""
+
+    proxy: str | None = key("Where the peer is asked: `http[s]://HOST[:PORT][/PATH]`.", required=True)
+    api_key: Secret | None = key("The key that requests to the peer carry.", default='""')
+    models: list[str] | None = key(
+        "What the peer offers. Clients ask for `PEER/MODEL`, or for `MODEL` where nobody else has that name.",
+        required=True,
+    )
+    filters: RawFilters | None = key("What is changed in requests on their way to the peer.")
+    timeouts: RawTimeouts | None = key("How long trioswap waits for the peer in single steps.")
 
 
 @attrs.frozen
 class RawConfig:
     """The whole file."""
 
-    listen: str | None = None
-    log_level: str | None = None
-    start_port: int | None = None
-    global_ttl: Duration | None = None
-    health_check_timeout: Patience | None = None
-    unload_timeout: Duration | None = None
-    max_wait: Duration | None = None
-    drain_timeout: Duration | None = None
-    unload_drain_timeout: Duration | None = None
-    turn_lease: Number | None = None
-    linger: Number | None = None
-    parallel: Count | None = None
-    parallel_loads: Count | None = None
-    policy: str | None = None
-    max_request_body: Size | None = None
-    state_dir: str | None = None
-    models: dict[str, RawModel] | None = None
-    groups: dict[str, RawGroup] | None = None
-    matrix: RawMatrix | None = None
-    memory: RawMemory | None = None
+    listen: str | None = key(
+        "Where clients connect, `HOST:PORT`. `0.0.0.0:8080` listens on every interface, port 0 lets the system choose.",
+        default='"127.0.0.1:8080"',
+    )
+    api_keys: list[Secret] | None = key("The keys of which clients must show one.", default="[]")
+    log_level: str | None = key("How much is logged.", default='"info"', choices=LOG_LEVELS)
+    log_time_format: str | None = key(
+        "How lines of the log tell the time; empty: not at all.", default='""', choices=TIME_FORMATS
+    )
+    log_to_stdout: str | None = key(
+        'Whose lines go to the standard output: `"proxy"`, our own; `"upstream"`, those of the model servers; `"both"`;'
+        ' `"none"`.',
+        default='"proxy"',
+        choices=LOG_TARGETS,
+    )
+    log_requests: bool | None = key("Accepted from older files, and without effect.", default="false")
+    start_port: int | None = key(
+        "The first port for `${PORT}`. Models that use it get one each, in the order of their names.", default="5800"
+    )
+    max_request_body: Size | None = key("The largest request body.", default='"128MiB"', unit="bytes")
+    state_dir: str | None = key(
+        "Where what trioswap learns about models is kept, a directory. Relative to the directory of the configuration;"
+        " `~` is your home.",
+        default="the daemon chooses",
+    )
+    policy: str | None = key(
+        'Who is next: `"lease"`, who has waited longest, but a model that was just loaded keeps its turn for a while;'
+        ' `"fifo"`, by priority and then by arrival, as llama-swap does it.',
+        default='"lease"',
+        choices=POLICIES,
+    )
+    parallel_loads: Count | None = key("Models that load at the same time.", default="1")
+    global_ttl: Duration | None = key(
+        "Idle time after which a model is unloaded; 0: never. For one model: `ttl`.",
+        yaml="globalTTL",
+        default="0",
+        unit="s",
+    )
+    health_check_timeout: Patience | None = key(
+        "How long a server may take from its start until it is ready; not 0.", default="120", unit="s"
+    )
+    unload_timeout: Duration | None = key(
+        "How long a server may take to end after the stop signal; then comes SIGKILL.", default="10", unit="s"
+    )
+    max_wait: Duration | None = key(
+        "How long a request waits for a model that is not resident before the models in its way take no new requests.",
+        default="60",
+        unit="s",
+    )
+    drain_timeout: Duration | None = key(
+        "How long a swap then waits for the requests that a model is still serving, before it cuts them off.",
+        default="until they are done",
+        unit="s",
+    )
+    unload_drain_timeout: Duration | None = key("The same for unload and shutdown.", default="30", unit="s")
+    turn_lease: Number | None = key(
+        "How long a model that was just loaded keeps its turn, counted in what its swap took (stop and load), but"
+        " never longer than `max_wait` or one swap, whichever is longer; 0: no turns.",
+        default="4",
+        unit="swaps",
+    )
+    linger: Number | None = key(
+        "How long at most a model with nothing to do stays although another is asked for, when its next request is"
+        " likely to come soon; 0: it does not stay.",
+        default="1",
+        unit="swaps",
+    )
+    parallel: Count | None = key(
+        "Requests sent to one server at the same time; the rest wait in trioswap.", default="10"
+    )
+    send_loading_state: bool | None = key(
+        "Whether streaming clients see the progress of loading as reasoning text.", default="false"
+    )
+    include_aliases_in_list: bool | None = key("Whether `/v1/models` lists aliases as models.", default="false")
+    metrics_max_in_memory: Count | None = key(
+        "Past requests that are listed where no `store` keeps them.", default="1000", unit="requests"
+    )
+    capture_buffer: Amount | None = key(
+        "Memory for the bodies of past requests and answers; 0: they are not kept. In YAML a whole number is in MiB.",
+        default='"10MiB"',
+        unit="bytes",
+    )
+    macros: dict[str, Any] | None = key(MACROS.replace("{where}", "the whole file, its models included"), default="{}")
+    models: dict[str, RawModel] | None = key("The models, by the name under which clients ask for them.")
+    groups: dict[str, RawGroup] | None = key(
+        "Models that share a rule about who puts out whom, by name. In YAML also under `routing.router.settings`."
+    )
+    matrix: RawMatrix | None = key(
+        "Instead of groups: the combinations of models that may be resident together. In YAML also under"
+        " `routing.router.settings`."
+    )
+    memory: RawMemory | None = key("The memory of the machine, as the budget that models share.")
+    hooks: RawHooks | None = key("What is done when something happens.")
+    profiles: dict[str, RawProfile] | None = key(
+        "Sets of names that are sent elsewhere, by name; one of them can be made active while trioswap runs."
+    )
+    selectors: dict[str, RawSelector] | None = key("Names that stand for one of several models, chosen per request.")
+    peers: dict[str, RawPeer] | None = key("Other servers whose models are offered along with ours, by name.")
+    upstream: RawUpstream | None = key("Requests under `/upstream/MODEL/`.")
+    store: RawStore | None = key("Where the list of past requests outlives trioswap.", default="it does not")
+    performance: RawPerformance | None = key("The load of the machine over time.")
+    ui: RawUi | None = key("The web pages.")
 
 
 def read(document: dict[str, Any], mistakes: Mistakes) -> RawConfig:
@@ -140,155 +298,20 @@ def read(document: dict[str, Any], mistakes: Mistakes) -> RawConfig:
     read and judged in the same run.
     """
     try:
-        return _CONVERTER.structure(document, RawConfig)
-    except ClassValidationError as group:
-        wrong = _flatten(group, ())
+        return structure(document, RawConfig)
+    except Wrong as exc:
+        wrong = exc.mistakes
     for path, text in wrong:
         mistakes.add(path, text)
         _mend(document, path)
-    return _CONVERTER.structure(document, RawConfig)
-
-
-def _flatten(error: BaseException, path: Path) -> list[tuple[Path, str]]:
-    """The mistakes within cattrs' tree of errors (the walk of `cattrs.transform_error`, with our paths and texts)."""
-    if isinstance(error, ForbiddenExtraKeysError):
-        known = [field.name for field in attrs.fields(error.cl)]
-        return [((*path, key), _unknown_key(key, known)) for key in sorted(error.extra_fields)]
-    if not isinstance(error, BaseValidationError):
-        return [(path, str(error))]  # one of the hooks below said why
-    return [mistake for inner in error.exceptions for mistake in _flatten(inner, (*path, *_step(inner)))]
-
-
-def _step(error: BaseException) -> Path:
-    """Where *error* lies within the group that holds it: cattrs leaves that in a note."""
-    for note in getattr(error, "__notes__", ()):
-        if isinstance(note, AttributeValidationNote):
-            return (note.name,)
-        if isinstance(note, IterableValidationNote):
-            return (note.index,)
-    return ()
-
-
-# ---- the strict converter -------------------------------------------------------------
-#
-# cattrs converts: it takes "no" for true, 5 for "5", and the letters of a text for a list.
-# A file that says such things has a mistake in it, so each type here is asked for first.
-
-
-def _text(value: object, _: object) -> str:
-    if not isinstance(value, str):
-        # A number where text belongs is mostly a forgotten pair of quotes.
-        hint = f', did you mean "{shown(value)}"?' if isinstance(value, int | float) and abs(value) < 1e9 else ""
-        raise ValueError(found(value, "text in quotes") + hint)
-    if "\0" in value:
-        raise ValueError(found(value, "text without NUL characters"))
-    return value
-
-
-def _flag(value: object, _: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(found(value, "true or false"))
-    return value
-
-
-def _integer(value: object, _: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(found(value, "a whole number"))
-    return value
-
-
-def _above_zero(parse: Callable[[object], float], allowed: str) -> StructureHook:
-    """A hook for what *parse* reads, but 0."""
-
-    def structure(value: object, _: object) -> float:
-        result = parse(value)
-        if not result:
-            raise ValueError(found(value, f"{allowed}, but not 0"))
-        return result
-
-    return structure
-
-
-def _capacity(value: object, _: object) -> int | str:
-    if value == "auto":
-        return "auto"
-    try:
-        return parse_size(value)
-    except ValueError:
-        raise ValueError(found(value, f'{SIZES}, or "auto"')) from None
-
-
-def _guarded(kind: type, allowed: str, hook: StructureHook) -> StructureHook:
-    """*hook* for values of *kind* only."""
-
-    def structure(value: object, type_: Any) -> object:
-        if not isinstance(value, kind):
-            raise ValueError(found(value, allowed))
-        return hook(value, type_)
-
-    return structure
-
-
-def _origin_is(kind: type) -> Callable[[Any], bool]:
-    """A predicate that knows `list[str]` by *kind* `list`."""
-    return lambda type_: get_origin(type_) is kind
-
-
-def _make_converter() -> Converter:
-    converter = Converter(detailed_validation=True, forbid_extra_keys=True)
-
-    def command(value: object, _: object) -> object:
-        if not isinstance(value, str | list):
-            raise ValueError(found(value, "text or an array of texts"))
-        return converter.structure(value, list[str] if isinstance(value, list) else str)
-
-    def need(value: object, _: object) -> object:
-        if not isinstance(value, str | int | float | dict):
-            raise ValueError(found(value, f"{SIZES}, or a table of such sizes by device"))
-        return converter.structure(value, dict[str, Amount] if isinstance(value, dict) else Amount)
-
-    converter.register_structure_hook(str, _text)
-    converter.register_structure_hook(bool, _flag)
-    converter.register_structure_hook(int, _integer)
-    converter.register_structure_hook(Duration, lambda value, _: parse_duration(value))
-    converter.register_structure_hook(Patience, _above_zero(parse_duration, DURATIONS))
-    converter.register_structure_hook(Size, _above_zero(parse_size, SIZES))
-    converter.register_structure_hook(Amount, lambda value, _: parse_size(value))
-    converter.register_structure_hook(Number, lambda value, _: parse_number(value))
-    converter.register_structure_hook(Factor, _above_zero(parse_number, NUMBERS))
-    converter.register_structure_hook(Count, lambda value, _: parse_count(value))
-    converter.register_structure_hook(Command, command)
-    converter.register_structure_hook(Need, need)
-    converter.register_structure_hook(Capacity, _capacity)
-    converter.register_structure_hook_factory(
-        _origin_is(list),
-        lambda type_: _guarded(list, "an array of texts", list_structure_factory(type_, converter)),
-    )
-    converter.register_structure_hook_factory(
-        _origin_is(dict),
-        # Keys are text anyway, and names have rules of their own (`checks`), so keys are not structured.
-        lambda type_: _guarded(dict, "a table", mapping_structure_factory(type_, converter, key_type=Any)),
-    )
-    converter.register_structure_hook_factory(
-        attrs.has,
-        lambda type_: _guarded(dict, "a table", make_dict_structure_fn(type_, converter)),
-    )
-    return converter
-
-
-_CONVERTER: Final = _make_converter()
-
-
-def _unknown_key(key: str, known: list[str]) -> str:
-    hint = did_you_mean(key, known)
-    return f"unknown key{hint}" if hint else f"unknown key, allowed are {', '.join(known)}"
+    return structure(document, RawConfig)
 
 
 def _mend(document: dict[str, Any], path: Path) -> None:
     """Take the wrong value at *path* out of *document*.
 
     What others may refer to keeps its place: list elements keep their indices; models,
-    groups and devices keep their names.
+    groups, devices and the like keep their names.
     """
     *parents, last = path
     holder: Any = document
@@ -297,7 +320,7 @@ def _mend(document: dict[str, Any], path: Path) -> None:
     match path:
         case (*_, int()):
             holder[last] = ""
-        case ("models" | "groups", _):
+        case ("models" | "groups" | "profiles" | "selectors" | "peers", _):
             holder[last] = {}
         case ("memory", "devices", _):
             holder[last] = "auto"

@@ -6,16 +6,29 @@ resolved values alone is judged in `checks`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path as FilePath
 from typing import Final
 
 from trioswap.config.addresses import MAX_PORT
+from trioswap.config.later import not_acted_on
 from trioswap.config.matrix import MatrixConfig, read_matrix
 from trioswap.config.mistakes import Mistakes, found
 from trioswap.config.model import ModelReader, given
-from trioswap.config.raw import RawConfig, RawGroup, RawMatrix, RawMemory
+from trioswap.config.peers import read_peer
+from trioswap.config.raw import RawConfig, RawGroup, RawMatrix, RawMemory, RawUpstream
+from trioswap.config.routes import read_profile, read_selector
 from trioswap.config.schema import AUTO, START_PORT, Config, GroupConfig, MemoryConfig
+from trioswap.config.settings import (
+    absolute,
+    read_api_keys,
+    read_hooks,
+    read_ignore_paths,
+    read_performance,
+    read_store,
+    read_ui,
+)
 
 # llama-swap's name for the group of all models that are in none (core reference 1.11).
 DEFAULT_GROUP: Final = "(default)"
@@ -33,6 +46,9 @@ def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
     readers = {name: ModelReader(name, model, raw, directory, mistakes) for name, model in (raw.models or {}).items()}
     ports = _give_ports(sorted(name for name, reader in readers.items() if reader.uses_port), raw, mistakes)
     models = {name: reader.resolve(ports.get(name)) for name, reader in readers.items()}
+    names = {alias: model.name for model in models.values() for alias in model.aliases} | {
+        name: name for name in models
+    }
     groups, matrix, memory = _residency(raw, models, mistakes)
     return Config(
         models=models,
@@ -42,9 +58,24 @@ def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
         policy=given(raw.policy, default=_DEFAULTS.policy),
         parallel_loads=given(raw.parallel_loads, default=_DEFAULTS.parallel_loads),
         listen=given(raw.listen, default=_DEFAULTS.listen),
+        api_keys=read_api_keys(raw.api_keys or (), mistakes),
         log_level=given(raw.log_level, default=_DEFAULTS.log_level),
+        log_time_format=given(raw.log_time_format, default=_DEFAULTS.log_time_format),
+        log_to_stdout=given(raw.log_to_stdout, default=_DEFAULTS.log_to_stdout),
         max_request_body=given(raw.max_request_body, default=_DEFAULTS.max_request_body),
         state_dir=_state_dir(raw.state_dir, directory, mistakes),
+        include_aliases_in_list=given(raw.include_aliases_in_list, default=_DEFAULTS.include_aliases_in_list),
+        metrics_max_in_memory=given(raw.metrics_max_in_memory, default=_DEFAULTS.metrics_max_in_memory),
+        capture_buffer=given(raw.capture_buffer, default=_DEFAULTS.capture_buffer) or None,  # 0 says none
+        profiles={name: read_profile(name, profile, mistakes) for name, profile in (raw.profiles or {}).items()},
+        selectors={name: read_selector(name, selector, mistakes) for name, selector in (raw.selectors or {}).items()},
+        peers={name: read_peer(name, peer, mistakes) for name, peer in (raw.peers or {}).items()},
+        hooks=read_hooks(raw, names, mistakes),
+        ignore_paths=_ignore_paths(raw.upstream or RawUpstream(), mistakes),
+        store=read_store(raw, directory, mistakes),
+        performance=read_performance(raw.performance, mistakes),
+        ui=read_ui(raw, mistakes),
+        not_acted_on=not_acted_on(raw),
     )
 
 
@@ -65,15 +96,11 @@ def _state_dir(written: str | None, directory: FilePath, mistakes: Mistakes) -> 
     """Absolute; whether it is there, or can be made, the daemon finds out."""
     if written is None:
         return None
-    wrong = found(written, "the path of a directory")
-    try:
-        path = (directory / FilePath(written).expanduser()).absolute()
-    except (OSError, RuntimeError) as exc:  # RuntimeError: a `~` without a home
-        mistakes.add(("state_dir",), f"{wrong} ({exc})")
-        return None
-    if not written:
-        mistakes.add(("state_dir",), wrong)
-    return path
+    return absolute(written, directory, ("state_dir",), "the path of a directory", mistakes)
+
+
+def _ignore_paths(raw: RawUpstream, mistakes: Mistakes) -> tuple[re.Pattern[str], ...]:
+    return _DEFAULTS.ignore_paths if raw.ignore_paths is None else read_ignore_paths(raw.ignore_paths, mistakes)
 
 
 # ---- which rule of residency holds ------------------------------------------------------

@@ -7,6 +7,7 @@ Durations are seconds (float), sizes are bytes (int).
 from __future__ import annotations
 
 import difflib
+import re
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,18 @@ from typing import Final
 import attrs
 
 from trioswap.config.matrix import MatrixConfig
+from trioswap.config.parts import (
+    CapabilityConfig,
+    FilterConfig,
+    HooksConfig,
+    PeerConfig,
+    PerformanceConfig,
+    ProfileConfig,
+    SelectorConfig,
+    StoreConfig,
+    TimeoutConfig,
+    UiConfig,
+)
 
 # The first port given to a model that asks for ${PORT} (llama-swap, core reference 1.5).
 START_PORT: Final = 5800
@@ -38,6 +51,39 @@ RAM: Final = "ram"
 """The name of host memory; every other device is a GPU."""
 # Images travel in JSON bodies as base64; 128 MiB is ten times the largest a chat client sends today.
 MAX_REQUEST_BODY: Final = 128 * 2**20
+# llama-swap's metricsMaxInMemory, and its captureBuffer as documented (core reference 1.7 and 1.18).
+METRICS_MAX_IN_MEMORY: Final = 1000
+CAPTURE_BUFFER: Final = 10 * 2**20
+# What pages are made of, but no model is needed for (core reference 1.7).
+IGNORE_PATHS: Final = (re.compile(r"\.(js|json|css|png|gif|jpe?g|ico|txt)$"),)
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_TARGETS: Final = ("proxy", "upstream", "both", "none")
+# Go's names of its formats, without a time at first (core reference 1.7).
+TIME_FORMATS: Final = (
+    "",
+    "ansic",
+    "unixdate",
+    "rubydate",
+    "rfc822",
+    "rfc822z",
+    "rfc850",
+    "rfc1123",
+    "rfc1123z",
+    "rfc3339",
+    "rfc3339nano",
+    "kitchen",
+    "stamp",
+    "stampmilli",
+    "stampmicro",
+    "stampnano",
+)
+POLICIES: Final = ("lease", "fifo")
+PORT_OWNERS: Final = ("child", "any")
+# Signals that ask a server to end.  SIGKILL asks nothing, but some servers deserve no better.
+STOP_SIGNALS: Final = ("SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL")
+MODALITIES: Final = ("text", "audio", "image")
+STRATEGIES: Final = ("pin", "warm", "spillover")
 
 
 @attrs.frozen
@@ -57,9 +103,12 @@ class ModelConfig:
     """`child`: the port must be listened on by our child's process tree; `any`: by whom is not asked (containers)."""
     env: Mapping[str, str] = attrs.field(factory=dict)
     aliases: tuple[str, ...] = ()
+    """Those that are written, then the names in `filters.set_params_by_id` that are not among them."""
     unlisted: bool = False
     display_name: str = ""
     description: str = ""
+    use_model_name: str | None = None
+    """What the field `model` of requests says to the server; None: what the client wrote."""
     ttl: float | None = None
     """Idle seconds after which the model is unloaded."""
     health_check_timeout: float = HEALTH_CHECK_TIMEOUT
@@ -79,6 +128,8 @@ class ModelConfig:
     """When idle, it is held for at most so many times its swap cost; 0: not at all."""
     parallel: int = PARALLEL
     """Requests sent to its server at the same time; the rest wait in trioswap."""
+    concurrency_limit: int | None = None
+    """Requests let in at the same time, waiting ones included; None: all."""
     weight: float = 1.0
     """How fast the waiting of its requests counts; above 0."""
     priority: int = 0
@@ -91,6 +142,14 @@ class ModelConfig:
     """Bytes it needs: of each of these devices, or of the one in `device`; None: not said."""
     device: str | None = None
     """Where `memory` is needed unless that says it; None is as good as "auto"."""
+    filters: FilterConfig = attrs.field(factory=FilterConfig)
+    timeouts: TimeoutConfig = attrs.field(factory=TimeoutConfig)
+    capabilities: CapabilityConfig | None = None
+    metadata: Mapping[str, object] = attrs.field(factory=dict)
+    send_loading_state: bool = False
+    """Streaming clients see the progress of loading."""
+    ignore_websockets: bool = False
+    """Websockets neither load it nor keep it from being unloaded."""
 
 
 @attrs.frozen
@@ -144,11 +203,36 @@ class Config:
     parallel_loads: int = 1
     """Models that load at the same time."""
     listen: str = "127.0.0.1:8080"
+    api_keys: tuple[str, ...] = attrs.field(default=(), repr=False)
+    """Clients must show one of them; none: nobody is asked."""
     log_level: str = "info"
+    log_time_format: str = ""
+    """How lines of the log tell the time, one of TIME_FORMATS; empty: not at all."""
+    log_to_stdout: str = "proxy"
+    """Whose lines go to the standard output, one of LOG_TARGETS."""
     max_request_body: int = MAX_REQUEST_BODY
     """Bytes."""
     state_dir: Path | None = None
     """An absolute path: where the daemon keeps what it learns; None: it chooses."""
+    include_aliases_in_list: bool = False
+    metrics_max_in_memory: int = METRICS_MAX_IN_MEMORY
+    """Past requests that are listed without a `store`."""
+    capture_buffer: int | None = CAPTURE_BUFFER
+    """Bytes for the bodies of past requests and answers."""
+    profiles: Mapping[str, ProfileConfig] = attrs.field(factory=dict)
+    selectors: Mapping[str, SelectorConfig] = attrs.field(factory=dict)
+    peers: Mapping[str, PeerConfig] = attrs.field(factory=dict)
+    hooks: HooksConfig = attrs.field(factory=HooksConfig)
+    ignore_paths: tuple[re.Pattern[str], ...] = IGNORE_PATHS
+    """Requests under `/upstream/MODEL` whose path one of them is found in never load a model."""
+    store: StoreConfig | None = None
+    performance: PerformanceConfig | None = attrs.field(factory=PerformanceConfig)
+    ui: UiConfig = attrs.field(factory=UiConfig)
+    _not_acted_on: tuple[str, ...] = attrs.field(default=(), eq=False, repr=False)
+
+    def not_acted_on(self) -> tuple[str, ...]:
+        """Key paths that are written, and that this version reads and judges but does not act on yet."""
+        return self._not_acted_on
 
     def resolve(self, requested: str) -> str | None:
         """Name of the model that *requested* stands for (itself or an alias), or None."""

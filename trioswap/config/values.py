@@ -28,15 +28,19 @@ _BYTES: Final = {"B": 1} | {
 
 # So many digits keep every result finite, and a float still tells milliseconds apart.
 _NUMBER: Final = r"([0-9]{1,12}(?:\.[0-9]{1,9})?)"
-_DURATION: Final = re.compile("".join(f"(?:{_NUMBER}{unit})?" for unit in _SECONDS))
-_SIZE: Final = re.compile(f"{_NUMBER} ?({'|'.join(_BYTES)})")
-_MOST: Final = 1e12  # seconds, or a plain number; what twelve digits can say
-_LARGEST: Final = 2**63 - 1  # bytes; what a file offset can say
+DURATION_PATTERN: Final = "".join(f"(?:{_NUMBER}{unit})?" for unit in _SECONDS)
+"""Matches what a duration is as text, and the empty text, which is none."""
+SIZE_PATTERN: Final = f"{_NUMBER} ?({'|'.join(_BYTES)})"
+_DURATION: Final = re.compile(DURATION_PATTERN)
+_SIZE: Final = re.compile(SIZE_PATTERN)
+MOST: Final = 1e12  # seconds, or a plain number; what twelve digits can say
+LARGEST: Final = 2**63 - 1  # bytes; what a file offset can say
 
 DURATIONS: Final = 'a number of seconds from 0 up, or text such as "90s", "1h30m", "500ms", "2d"'
 SIZES: Final = 'a whole number of bytes from 0 up, or text such as "18GiB", "512MiB", "2GB"'
 NUMBERS: Final = "a number from 0 up"
 COUNTS: Final = "a whole number from 1 up"
+WHOLES: Final = "a whole number from 0 up"
 
 
 def parse_duration(value: object) -> float:
@@ -67,7 +71,7 @@ def parse_size(value: object) -> int:
         size = value
     elif isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         size = int(Fraction(match[1]) * _BYTES[match[2]])
-    if not 0 <= size <= _LARGEST:
+    if not 0 <= size <= LARGEST:
         raise ValueError(found(value, SIZES))
     return size
 
@@ -94,6 +98,17 @@ def parse_count(value: object) -> int:
     return value
 
 
+def parse_whole(value: object) -> int:
+    """The integer *value*.
+
+    Raises:
+        ValueError: it is no integer, or negative.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(found(value, WHOLES))
+    return value
+
+
 def format_size(size: int) -> str:
     """*size* bytes for people: in the largest unit that tells it exactly with at most three decimals."""
     for unit, factor in reversed(_BYTES.items()):
@@ -103,4 +118,4 @@ def format_size(size: int) -> str:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST

@@ -16,10 +16,14 @@ class Both:
 
     rules: Residency
     budget: Budget
+    models: frozenset[str] | None = None
+    """Those that the rules are about; what memory is lent for has other names.  None: all."""
 
     def place(self, target: str, resident: Mapping[str, Holding]) -> Holding | None:
         """What the budget says, where the rules let it live at all."""
-        return None if self.rules.place(target, resident) is None else self.budget.place(target, resident)
+        if self._is_ruled(target) and self.rules.place(target, self._ruled(resident)) is None:
+            return None
+        return self.budget.place(target, resident)
 
     def victims(self, target: str, resident: Mapping[str, Holding], offers: Offers) -> frozenset[str] | None:
         """Whom the rules name, and whom of the rest the budget still needs.
@@ -27,7 +31,9 @@ class Both:
         Each part is the best choice of its own; where the rules leave a choice, both together
         need not be.  Nobody goes without need.
         """
-        named = self.rules.victims(target, resident, offers)
+        named = (
+            self.rules.victims(target, self._ruled(resident), offers) if self._is_ruled(target) else frozenset[str]()
+        )
         if named is None:
             return None
         more = self.budget.victims(target, _without(resident, named), offers)
@@ -42,6 +48,12 @@ class Both:
     def capacity(self, models: frozenset[str]) -> int:
         """What both allow."""
         return min(self.rules.capacity(models), self.budget.capacity(models))
+
+    def _is_ruled(self, name: str) -> bool:
+        return self.models is None or name in self.models
+
+    def _ruled(self, resident: Mapping[str, Holding]) -> dict[str, Holding]:
+        return {name: holding for name, holding in resident.items() if self._is_ruled(name)}
 
     def _needed(
         self, target: str, resident: Mapping[str, Holding], named: frozenset[str], offers: Offers

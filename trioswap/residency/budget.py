@@ -98,6 +98,15 @@ class Budget:
         """All of them: memory is counted in bytes, not in models."""
         return len(models)
 
+    def could_fit(self, target: str) -> bool:
+        """Whether *target* would fit alone if other programs gave back what they have taken."""
+        ways = self._ways(self.footprints.need(target))
+        return ways is None or bool(ways)
+
+    def reserve(self, peak: Holding) -> Holding:
+        """What a model holds that was measured to use *peak*: of a device that is smaller, all there is now."""
+        return {device: self._all_there_is(device, size) for device, size in peak.items()}
+
     def _ways(self, need: Need) -> Sequence[Holding] | None:
         """The holdings to try; None: the machine for itself."""
         fitting = [holding for holding in need.holdings if self._fits_at_best(holding)]

@@ -33,6 +33,10 @@ from trioswap.residency import NOTHING, Holding, Offers
 # themselves, and not in the size of the matrix.
 
 
+# Answers that are kept: those about 20 models two at a time are 4000 at most.
+_KEPT: Final = 4096
+
+
 @attrs.frozen
 class Solution:
     """The answer to one question: whom to evict so that the target can be resident."""
@@ -73,6 +77,10 @@ class Matrix:
 
     config: MatrixConfig
     _parts: _Parts = attrs.field(init=False, repr=False, eq=False)
+    _beside: dict[str, int] = attrs.field(factory=dict, init=False, repr=False, eq=False)
+    """Target -> those that some combination has with it, as bits; found when first asked for."""
+    _solved: dict[tuple[str, frozenset[str]], Solution] = attrs.field(factory=dict, init=False, repr=False, eq=False)
+    """Answers to the questions of late: the same few are asked again and again."""
 
     @_parts.default
     def _compile(self) -> _Parts:
@@ -80,10 +88,14 @@ class Matrix:
 
     def place(self, target: str, resident: Mapping[str, Holding]) -> Holding | None:
         """Nothing, or None where somebody is resident and no combination has all of them and the target."""
-        return None if self.solve(target, resident).evict else NOTHING
+        if not all(self._meet(target, name) for name in resident):
+            return None
+        return None if resident and self.solve(target, resident).evict else NOTHING
 
     def victims(self, target: str, resident: Mapping[str, Holding], offers: Offers) -> frozenset[str] | None:
         """Whom the rules name; None when one of them cannot go."""
+        if any(offers(name) is None for name in resident if not self._meet(target, name)):
+            return None  # as the rest would say, only later
         named = self.solve(target, resident).evict
         return None if any(offers(name) is None for name in named) else frozenset(named)
 
@@ -111,6 +123,12 @@ class Matrix:
                     largest.append(min(largest[part.left] + largest[part.right], mentioned))
         return max(1, max((largest[root] for root in self._parts.roots.values()), default=1))
 
+    def _meet(self, target: str, other: str) -> bool:
+        """Whether some combination has both of them."""
+        if target not in self._beside:
+            self._beside[target] = self._parts.beside(target)
+        return self._beside[target] & self._parts.bits.get(other, 0) != 0
+
     def solve(self, target: str, resident: Collection[str]) -> Solution:
         """The winner of the rules, and who must go for it.
 
@@ -118,6 +136,14 @@ class Matrix:
         """
         if target in resident:
             return Solution(target, (), None, frozenset(resident), 0, 0)
+        question = target, frozenset(resident)
+        if question not in self._solved:
+            if len(self._solved) >= _KEPT:
+                self._solved.clear()
+            self._solved[question] = self._work_out(target, resident)
+        return self._solved[question]
+
+    def _work_out(self, target: str, resident: Collection[str]) -> Solution:
         costs = {name: self.config.cost(name) for name in resident}
         question = _Question(self._parts, target, costs)
         set_name, needs = question.cheapest()
@@ -157,6 +183,15 @@ class _Parts:
     def mask(self, models: Iterable[str]) -> int:
         """The bits of those *models* that have one."""
         return sum(self.bits[name] for name in set(models) if name in self.bits)
+
+    def beside(self, target: str) -> int:
+        """Those that some combination has together with *target*, as bits: who stands across an "&" from it."""
+        bit, across = self.bits.get(target, 0), 0
+        for part in self.parts:
+            if part.operator is Operator.AND and part.support & bit:
+                left, right = self.parts[part.left].support, self.parts[part.right].support
+                across |= (right if left & bit else 0) | (left if right & bit else 0)
+        return across
 
     def names(self, mask: int) -> frozenset[str]:
         """The models of *mask*."""

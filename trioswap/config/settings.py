@@ -1,0 +1,133 @@
+"""What the daemon does besides serving models, from what is written to what is meant.
+
+Keys of clients, paths that load nothing, what is loaded at the start, the list of past
+requests, measurements, the web pages.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Final
+
+from trioswap.config.mistakes import Mistakes, Path, found
+from trioswap.config.parts import (
+    PERFORMANCE_EVERY,
+    SESSION_HEADERS,
+    HooksConfig,
+    PerformanceConfig,
+    StoreConfig,
+    UiConfig,
+)
+from trioswap.config.raw import RawActivity, RawConfig, RawHooks, RawPerformance, RawStartup, RawUi
+
+# Python's `re` can take for ever over a pattern that asks for it.  Short patterns, and few,
+# are no guard against that, but a long one is hardly meant.
+_MOST_PATTERNS: Final = 64
+_LONGEST_PATTERN: Final = 500
+# A field name of HTTP (RFC 9110, 5.6.2).
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def read_api_keys(written: Iterable[str], mistakes: Mistakes) -> tuple[str, ...]:
+    """Each key once; no mistake shows one."""
+    keys: dict[str, None] = {}
+    for index, key in enumerate(written):
+        if not key:
+            mistakes.add(("api_keys", index), "found an empty key, allowed are keys of at least one character")
+        elif any(char.isspace() or not char.isprintable() for char in key):
+            text = "found a key with spaces or control characters, allowed are keys without"
+            mistakes.add(("api_keys", index), text)
+        keys[key] = None
+    return tuple(keys)
+
+
+def read_ignore_paths(written: Sequence[str], mistakes: Mistakes) -> tuple[re.Pattern[str], ...]:
+    """The regular expressions, compiled."""
+    path = ("upstream", "ignore_paths")
+    if len(written) > _MOST_PATTERNS:
+        mistakes.add(path, f"found {len(written)} regular expressions, allowed are at most {_MOST_PATTERNS}")
+    patterns = []
+    for index, text in enumerate(written[:_MOST_PATTERNS]):
+        try:
+            patterns.append(_compile(text))
+        except ValueError as exc:
+            mistakes.add((*path, index), str(exc))
+    return tuple(patterns)
+
+
+def _compile(text: str) -> re.Pattern[str]:
+    allowed = f"a regular expression of Python's re of at most {_LONGEST_PATTERN} characters"
+    if len(text) > _LONGEST_PATTERN:
+        raise ValueError(f"found one of {len(text)} characters, allowed is {allowed}")
+    try:
+        with warnings.catch_warnings():
+            # `[[:alpha:]]` of other dialects is taken for something else, with a warning only.
+            warnings.simplefilter("error")
+            return re.compile(text)
+    except RecursionError:
+        raise ValueError(found(text, f"{allowed} (nested too deeply)")) from None
+    except (re.error, OverflowError, Warning) as exc:
+        raise ValueError(f"{found(text, allowed)} ({exc})") from None
+
+
+def read_hooks(raw: RawConfig, names: Mapping[str, str], mistakes: Mistakes) -> HooksConfig:
+    """What is loaded at the start; *names* leads from models and aliases to models."""
+    startup = (raw.hooks or RawHooks()).on_startup or RawStartup()
+    preload: dict[str, None] = {}
+    for index, name in enumerate(startup.preload or ()):
+        model = names.get(name.strip())
+        if model is not None:
+            preload[model] = None
+        elif name.strip() and not mistakes.about(("models",)):
+            path = ("hooks", "on_startup", "preload", index)
+            mistakes.add(path, found(name, "the name of a model or an alias") + mistakes.guess(name, names))
+    return HooksConfig(preload=tuple(preload))
+
+
+def read_store(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> StoreConfig | None:
+    """The file of past requests."""
+    if raw.store is None:
+        return None
+    path = absolute(raw.store.path or "", directory, ("store", "path"), "the path of a file", mistakes)
+    if path is not None and path.is_dir():
+        mistakes.add(("store", "path"), found(raw.store.path, "the path of a file") + " (it is a directory)")
+    return None if path is None else StoreConfig(path)
+
+
+def read_performance(raw: RawPerformance | None, mistakes: Mistakes) -> PerformanceConfig | None:
+    """How often the machine is measured; None: never."""
+    every = PERFORMANCE_EVERY if raw is None or raw.every is None else raw.every
+    if every < PERFORMANCE_EVERY:
+        mistakes.add(("performance", "every"), found(every, f"{PERFORMANCE_EVERY:g} seconds or more"))
+    return None if raw is not None and raw.disabled else PerformanceConfig(every)
+
+
+def read_ui(raw: RawConfig, mistakes: Mistakes) -> UiConfig:
+    """Headers without blanks and without repetitions; their case says nothing."""
+    activity = (raw.ui or RawUi()).activity or RawActivity()
+    written = SESSION_HEADERS if activity.session_id is None else activity.session_id
+    headers: dict[str, str] = {}
+    for index, header in enumerate(map(str.strip, written)):
+        if header and not _HEADER.fullmatch(header):
+            mistakes.add(("ui", "activity", "session_id", index), found(header, "the name of a header of HTTP"))
+        elif header:
+            headers.setdefault(header.lower(), header)
+    return UiConfig(session_headers=tuple(headers.values()))
+
+
+def absolute(written: str, directory: FilePath, path: Path, allowed: str, mistakes: Mistakes) -> FilePath | None:
+    """*written*, at *path*, as an absolute path of a file system; whether it is there is not asked.
+
+    *directory* is what it is relative to.
+    """
+    if not written:
+        mistakes.add(path, found(written, allowed))
+        return None
+    try:
+        return (directory / FilePath(written).expanduser()).absolute()
+    except (OSError, RuntimeError) as exc:  # RuntimeError: a `~` without a home
+        mistakes.add(path, f"{found(written, allowed)} ({exc})")
+        return None
