@@ -48,6 +48,32 @@ class Unreadable(Exception):
     def __str__(self) -> str:
         return self.text
 
+    def line_of_its_own(self) -> str:
+        """The mistake with its place, for where the file is named elsewhere."""
+        if self.line is None:
+            return self.text
+        column = "" if self.column is None else f", column {self.column}"
+        return f"line {self.line}{column}: {self.text}"
+
+    def line_about(self, file: str) -> str:
+        """The mistake with its place in *file*."""
+        return f"{file}: {self.text}" if self.line is None else f"{file}:{self.line}: {self.text}"
+
+
+def decode(data: bytes) -> str:
+    """The text of a file of *data*.
+
+    Raises:
+        Unreadable: it is not UTF-8, or larger than any configuration.
+    """
+    if len(data) > MAX_BYTES:
+        raise Unreadable(TOO_LONG)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        raise Unreadable(f"found byte 0x{data[exc.start]:02x}, allowed is UTF-8", line) from exc
+
 
 @attrs.frozen(eq=False)
 class Document:

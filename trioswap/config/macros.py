@@ -117,8 +117,10 @@ class _Expander:
         except TooLarge as exc:
             self.mistakes.add(path, str(exc))
             return _Value(text, text)
-        if scope.unknown:
-            self.mistakes.add(path, scope.complaint(in_cmd_stop=path[2:3] == ("cmd_stop",)))
+        in_cmd_stop = path[2:3] == ("cmd_stop",)
+        unknown = [*scope.unknown, *(["PID"] if "${PID}" in value.text and scope.left and not in_cmd_stop else [])]
+        if unknown:
+            self.mistakes.add(path, scope.complaint(unknown, in_cmd_stop=in_cmd_stop))
         return value
 
     def _scope(self, path: Path) -> _Scope:
@@ -203,13 +205,13 @@ class _Scope:
         value, self.unknown = self._fill(text, len(self.macros), 0)
         return value
 
-    def complaint(self, *, in_cmd_stop: bool) -> str:
-        """The mistake about `unknown`."""
-        wrong = ", ".join(f"${{{name}}}" for name in self.unknown)
-        if not self.left and all(name in RESERVED for name in self.unknown):
+    def complaint(self, unknown: list[str], *, in_cmd_stop: bool) -> str:
+        """The mistake about *unknown* references."""
+        wrong = ", ".join(f"${{{name}}}" for name in unknown)
+        if not self.left and all(name in RESERVED for name in unknown):
             return f"found {wrong}, allowed is that only within models"
         known = {*self.macros, *self.left} - (set() if in_cmd_stop else {"PID"})
-        return f"found {wrong}, allowed {_choice(known)}{did_you_mean(self.unknown[0], known)}"
+        return f"found {wrong}, allowed {_choice(known)}{did_you_mean(unknown[0], known)}"
 
     def _fill(self, text: str, before: int, depth: int) -> tuple[_Value, list[str]]:
         """*text* with the macros of an order below *before*, and the names that are no such macros."""

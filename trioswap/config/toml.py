@@ -1,49 +1,54 @@
-"""Reads native TOML files: from bytes to a frozen Config, or to all mistakes at once.
+"""Reads native TOML texts: into Documents, and alone or as a file into a Config.
 
-The steps are `raw` (shapes), `resolve` and `model` (meaning), `checks` (what must hold
-between the values); this module reads the file and its syntax, and runs them.
+What the values mean is found out in `pipeline`; several files, and YAML, are the job of
+`loading`.
 """
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Final
 
-from trioswap.config.checks import check
+from trioswap.config.document import Document, Unreadable, decode
+from trioswap.config.environment import fill_environment
 from trioswap.config.mistakes import Mistakes
-from trioswap.config.raw import read
-from trioswap.config.resolve import resolve
+from trioswap.config.pipeline import understand
 from trioswap.config.schema import Config
+from trioswap.config.toml_places import find_places
 from trioswap.errors import ConfigError
 
+_NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 # How tomllib ends its messages; it keeps the numbers nowhere else before Python 3.14.
 _PLACE: Final = re.compile(
     r"(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)", re.DOTALL
 )
 
 
-def load(path: str | Path) -> Config:
-    """The configuration in the file *path*; relative paths in it are relative to its directory.
+def load(path: str | Path, environ: Mapping[str, str] = _NOTHING) -> Config:
+    """The configuration in the TOML file *path*; relative paths in it are relative to its directory.
+
+    *environ* is what `${env.NAME}` stands for.
 
     Raises:
         ConfigError: the file cannot be read, is not UTF-8, or has mistakes.
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
+        text = decode(path.read_bytes())
     except OSError as exc:
         raise ConfigError(str(path), [f"cannot read the file: {exc.strerror}"]) from exc
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as exc:
-        line = data.count(b"\n", 0, exc.start) + 1
-        raise ConfigError(str(path), [f"line {line}: found byte 0x{data[exc.start]:02x}, allowed is UTF-8"]) from exc
-    return loads(text, str(path), directory=path.parent)
+    except Unreadable as exc:
+        raise ConfigError(str(path), [exc.line_of_its_own()]) from exc
+    return loads(text, str(path), directory=path.parent, environ=environ)
 
 
-def loads(text: str, source: str = "config", *, directory: Path | None = None) -> Config:
+def loads(
+    text: str, source: str = "config", *, directory: Path | None = None, environ: Mapping[str, str] = _NOTHING
+) -> Config:
     """The configuration in the TOML document *text*.
 
     *source* is what errors call it; *directory* is what relative paths in it are relative
@@ -53,29 +58,36 @@ def loads(text: str, source: str = "config", *, directory: Path | None = None) -
         ConfigError: it has mistakes; all of them are told, one line each.
     """
     mistakes = Mistakes()
-    raw = read(_parse(text, source), mistakes)
-    config = resolve(raw, directory or Path(), mistakes)
-    check(config, mistakes)
+    try:
+        document = parse_toml(text, source)
+    except Unreadable as exc:
+        raise ConfigError(source, [exc.line_of_its_own()]) from exc
+    document = fill_environment(document, environ, mistakes)
+    config = understand(document, directory or Path(), environ, mistakes)
     if lines := mistakes.lines():
         raise ConfigError(source, lines)
     return config
 
 
-def _parse(text: str, source: str) -> dict[str, Any]:
+def parse_toml(text: str, file: str) -> Document:
+    """The document that *text* is; *file* is what places call it.
+
+    Raises:
+        Unreadable: it is no TOML, or beyond the bounds of `document`.
+    """
+    places = find_places(text, file)
     try:
-        return tomllib.loads(text)
-    except RecursionError as exc:
-        raise ConfigError(source, ["found arrays or tables nested too deeply to be read"]) from exc
+        return Document(tomllib.loads(text), places)
     except ValueError as exc:  # mostly TOMLDecodeError; Python itself refuses integers of thousands of digits
-        raise ConfigError(source, [_syntax_mistake(str(exc), text)]) from exc
+        raise _unreadable(str(exc), text) from exc
 
 
-def _syntax_mistake(message: str, text: str) -> str:
-    """The *message* of tomllib with its place first, as in all our lines."""
+def _unreadable(message: str, text: str) -> Unreadable:
+    """The *message* of tomllib, with its place apart."""
     match = _PLACE.fullmatch(message)
     if match is None:
-        return "found a number of more digits than Python reads (4300), allowed are fewer"
+        return Unreadable("found a number of more digits than Python reads (4300), allowed are fewer")
     line, column = match["line"], match["column"]
     if line is None:  # at the end of the document
-        line, column = str(text.count("\n") + 1), str(len(text) - text.rfind("\n"))
-    return f"line {line}, column {column}: {match['what']}"
+        return Unreadable(match["what"], text.count("\n") + 1, len(text) - text.rfind("\n"))
+    return Unreadable(match["what"], int(line), int(column))
