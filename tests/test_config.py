@@ -313,7 +313,10 @@ GOOD = "cmd = 'x ${PORT}'"
         ("a = \nb = 1", "line 1, column 5: Invalid value"),
         ("b = 1\nb = 2", "line 2, column 6: Cannot overwrite a value"),
         ("b = [1,\n2", "line 2, column 2: Unclosed array"),
-        ("a = " + "[" * 10_000, "found arrays or tables nested too deeply to be read"),
+        (
+            "a = " + "[" * 10_000,
+            "line 1, column 105: found values nested more than 100 levels deep, allowed are fewer levels",
+        ),
         ("a = " + "9" * 5_000, "found a number of more digits than Python reads (4300), allowed are fewer"),
         ("lisen = 1", 'lisen: unknown key, did you mean "listen"?'),
         ("[groups.g]\nzzz = 1", "groups.g.zzz: unknown key, allowed are swap, exclusive, persistent, members"),

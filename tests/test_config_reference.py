@@ -146,17 +146,18 @@ def test_the_schema_is_one(spelling):
     assert references == made["$defs"].keys()
 
 
-def in_yaml(document: object, raw: type) -> object:
+def in_yaml(document: dict[str, object], raw: type) -> dict[str, object]:
     """The native *document* with the names of YAML."""
-    result = {}
-    for name, value in document.items():
-        key = keys_of(raw)[name]
-        if key.table is not None and key.is_by_name:
-            value = {inner: in_yaml(table, key.table) for inner, table in value.items()}
-        elif key.table is not None:
-            value = in_yaml(value, key.table)
-        result[key.yaml] = value
-    return result
+    return {keys_of(raw)[name].yaml: within(value, keys_of(raw)[name]) for name, value in document.items()}
+
+
+def within(value: object, key: Key) -> object:
+    """The *value* of *key*, with the names of YAML in the tables that it holds."""
+    if key.table is None:
+        return value
+    if not key.is_by_name:
+        return in_yaml(value, key.table)
+    return {name: in_yaml(table, key.table) for name, table in value.items()}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

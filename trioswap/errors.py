@@ -99,6 +99,10 @@ class LlamaExtraMissing(Misuse):
 # ---- the world's ------------------------------------------------------------------------
 
 
+class InitFailed(TrioswapError):
+    """There is no model to write a configuration for, or the file cannot be written."""
+
+
 class CannotListen(TrioswapError):
     """The listen address is not to be had."""
 

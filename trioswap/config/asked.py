@@ -29,12 +29,12 @@ def as_asked(document: Document) -> Document:
 
 
 def _change(path: Path, value: Any, text: str | None) -> tuple[Any, str | None]:
-    if text is None or value is None:
+    if text is None or value is None or (isinstance(value, str) and value not in FLAGS):
         return value, text
     types = _types_at(path)
     takes_text = str in types or Secret in types
     if isinstance(value, str):
-        is_flag = bool in types and not takes_text and value in FLAGS
+        is_flag = bool in types and not takes_text
         return (FLAGS[value] if is_flag else value), text
     return (text if takes_text and type(value) not in types else value), text
 

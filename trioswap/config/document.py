@@ -1,12 +1,13 @@
 """One parsed document, TOML or YAML: its values, and where in which file each of them stands.
 
-The values are plain dicts with keys of text, lists and scalars.  Reading texts is the job of
+The values are plain dicts with keys of text, lists and scalars.  Parsing texts is the job of
 `toml` and `yaml_source`; what the keys mean is no business of this module.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path as FilePath
 from typing import Any, Final
 
 import attrs
@@ -60,12 +61,17 @@ class Unreadable(Exception):
         return f"{file}: {self.text}" if self.line is None else f"{file}:{self.line}: {self.text}"
 
 
-def decode(data: bytes) -> str:
-    """The text of a file of *data*.
+def read_file(path: FilePath) -> str:
+    """The text of the file *path*.
 
     Raises:
-        Unreadable: it is not UTF-8, or larger than any configuration.
+        Unreadable: it cannot be read, is not UTF-8, or is larger than any configuration.
     """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as exc:
+        raise Unreadable(f"cannot read the file: {exc.strerror}") from exc
     if len(data) > MAX_BYTES:
         raise Unreadable(TOO_LONG)
     try:

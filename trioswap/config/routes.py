@@ -25,8 +25,9 @@ _A_TARGET: Final = "the name of a model, an alias, or the name of a peer's model
 
 def read_profile(name: str, raw: RawProfile, mistakes: Mistakes) -> ProfileConfig:
     """The profile *name* meant by *raw*."""
-    if not raw.pins:
-        mistakes.add(("profiles", name, "pins"), "found no pin, allowed is at least one")
+    path = ("profiles", name, "pins")
+    if not raw.pins and not mistakes.touch(path):
+        mistakes.add(path, "found no pin, allowed is at least one")
     pins = {pin: target or None for pin, target in (raw.pins or {}).items()}
     return ProfileConfig(name=name, pins=pins, description=raw.description or "")
 

@@ -67,8 +67,6 @@ def _compile(text: str) -> re.Pattern[str]:
             # `[[:alpha:]]` of other dialects is taken for something else, with a warning only.
             warnings.simplefilter("error")
             return re.compile(text)
-    except RecursionError:
-        raise ValueError(found(text, f"{allowed} (nested too deeply)")) from None
     except (re.error, OverflowError, Warning) as exc:
         raise ValueError(f"{found(text, allowed)} ({exc})") from None
 

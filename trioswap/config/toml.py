@@ -13,7 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from trioswap.config.document import Document, Unreadable, decode
+from trioswap.config.document import Document, Unreadable, read_file
 from trioswap.config.environment import fill_environment
 from trioswap.config.mistakes import Mistakes
 from trioswap.config.pipeline import understand
@@ -38,9 +38,7 @@ def load(path: str | Path, environ: Mapping[str, str] = _NOTHING) -> Config:
     """
     path = Path(path)
     try:
-        text = decode(path.read_bytes())
-    except OSError as exc:
-        raise ConfigError(str(path), [f"cannot read the file: {exc.strerror}"]) from exc
+        text = read_file(path)
     except Unreadable as exc:
         raise ConfigError(str(path), [exc.line_of_its_own()]) from exc
     return loads(text, str(path), directory=path.parent, environ=environ)

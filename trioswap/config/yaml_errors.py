@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import yaml
-
 from trioswap.config.document import TOO_DEEP, Unreadable
 from trioswap.config.mistakes import quoted
 
@@ -43,19 +41,23 @@ _GENERIC: Final = "found what is no YAML, allowed is YAML"
 _CANNOT_START: Final = "cannot start any token"
 
 
-def explain(error: yaml.YAMLError, text: str) -> Unreadable:
-    """The *error* of PyYAML about *text* in our words, with its own behind them."""
-    if not isinstance(error, yaml.MarkedYAMLError):
-        return Unreadable(f"{_GENERIC} ({_one_line(str(error))})")
-    problem, context = error.problem or "", error.context or ""
-    mark = error.problem_mark
-    words = _words(problem, "" if mark is None else text[mark.index : mark.index + 1])
+Position = tuple[int, int]
+"""Line and column, from 1."""
+
+
+def explain(problem: str, context: str, char: str, at: Position | None, begin: Position | None) -> Unreadable:
+    """PyYAML's *problem* and *context* in our words, with its own behind them.
+
+    *char* is what stands *at* the position of the problem; what PyYAML was reading began
+    at *begin*.
+    """
+    words = _words(problem, char)
     if words in (_OPEN_QUOTE, _NO_COLON):
-        mark = error.context_mark or mark  # where it begins tells more than where it should have ended
-    reason = _one_line(", ".join(part for part in (context, problem) if part))
-    if mark is None:
+        at = begin or at  # where it begins tells more than where it should have ended
+    reason = " ".join(", ".join(part for part in (context, problem) if part).split())
+    if at is None:
         return Unreadable(f"{words} ({reason})")
-    return Unreadable(f"{words} (column {mark.column + 1}: {reason})", mark.line + 1, mark.column + 1)
+    return Unreadable(f"{words} (column {at[1]}: {reason})", *at)
 
 
 def _words(problem: str, char: str) -> str:
@@ -64,7 +66,3 @@ def _words(problem: str, char: str) -> str:
     if _CANNOT_START in problem and char:
         return f"found {quoted(char)} at the beginning of a value, allowed is such text in quotes"
     return next((ours for ours, parts in _OURS.items() if any(part in problem for part in parts)), _GENERIC)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -17,7 +17,7 @@ import yaml
 from trioswap.config.document import MAX_DEPTH, MAX_VALUES, TOO_DEEP, TOO_MANY, Document, Place, Unreadable
 from trioswap.config.mistakes import Mistakes, Path, did_you_mean, quoted
 from trioswap.config.scalars import TAGS, Scalar, resolve, resolve_tagged
-from trioswap.config.yaml_errors import explain
+from trioswap.config.yaml_errors import Position, explain
 
 LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
@@ -102,8 +102,13 @@ def _compose(text: str, *, revealed: bool = False) -> _Node | None:
     try:
         for event in yaml.parse(text, Loader=LOADER):
             composer.take(event)
+    except yaml.MarkedYAMLError as exc:
+        mark = exc.problem_mark
+        char = "" if mark is None else text[mark.index : mark.index + 1]
+        places = (_place_at(mark), _place_at(exc.context_mark))
+        raise explain(exc.problem or "", exc.context or "", char, *places) from exc
     except yaml.YAMLError as exc:
-        raise explain(exc, text) from exc
+        raise explain(str(exc), "", "", None, None) from exc
     return composer.root
 
 
@@ -168,10 +173,15 @@ class _Composer:
             self.root = node
 
 
-def _place_of(event: yaml.Event) -> tuple[int, int]:
-    mark = event.start_mark
-    assert mark is not None  # events of a parser have places
-    return mark.line + 1, mark.column + 1
+def _place_of(event: yaml.Event) -> Position:
+    place = _place_at(event.start_mark)
+    assert place is not None  # events of a parser have places
+    return place
+
+
+def _place_at(mark: Any) -> Position | None:
+    """PyYAML counts from 0; its two parsers have two classes of marks."""
+    return None if mark is None else (mark.line + 1, mark.column + 1)
 
 
 def _tag_of(event: yaml.ScalarEvent | yaml.CollectionStartEvent, allowed: tuple[str, ...]) -> str:

@@ -32,7 +32,7 @@ from trioswap.init.fitting import fit, largest
 from trioswap.init.models import Model, Projector, read_models
 from trioswap.init.names import names
 from trioswap.init.projectors import pair
-from trioswap.init.save import InitFailed, check, prepare, save
+from trioswap.errors import InitFailed, check, prepare, save
 from trioswap.init.write import INSTALL, LLAMA_SERVER, Engine, Entry, Frame, document, shown
 from trioswap.memory import usable_sizes
 

@@ -10,12 +10,8 @@ import stat
 from pathlib import Path
 
 from trioswap.config import load, loads
-from trioswap.errors import ConfigError, Misuse, TrioswapError
+from trioswap.errors import ConfigError, InitFailed, Misuse
 from trioswap.init.write import shown
-
-
-class InitFailed(TrioswapError):
-    """The world's: there is no model, or the file cannot be written."""
 
 
 def prepare(output: str, *, force: bool) -> Path:

@@ -1,0 +1,94 @@
+"""What all commands share: the group they belong to, its errors and exit codes, and finding the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from trioswap import __version__
+from trioswap.errors import ConfigError, Misuse, TrioswapError
+
+if TYPE_CHECKING:
+    from trioswap.config import Config
+
+CONFIG_PLACES: Final = ("trioswap.toml", "~/.config/trioswap/trioswap.toml", "/etc/trioswap/trioswap.toml")
+"""Where a configuration is looked for when none is named; the first that exists is read."""
+DAEMON_URL: Final = "http://127.0.0.1:8080"
+
+
+class Commands(click.Group):
+    """Turns expected errors into text and an exit code; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except TrioswapError as exc:
+            click.echo(f"trioswap: {exc.message}", err=True)
+            return ctx.exit(2 if isinstance(exc, (ConfigError, Misuse)) else 1)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="trioswap %(version)s")
+def main() -> None:
+    """Swap local model servers in and out behind one OpenAI-compatible endpoint."""
+
+
+config_option = click.option(
+    "-c", "--config", "files", multiple=True, metavar="FILE", help=f"Default: the first of {', '.join(CONFIG_PLACES)}."
+)
+log_level_option = click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
+url_option = click.option("--url", envvar="TRIOSWAP_URL", default=DAEMON_URL, show_default=True, show_envvar=True)
+
+
+def read_config(files: Sequence[str]) -> Config:
+    """The configuration in the one file named, or else in the first of `CONFIG_PLACES` that exists.
+
+    Raises:
+        Misuse: several files are named, or none exists.
+        ConfigError: it has mistakes.
+    """
+    from trioswap.config import load
+
+    if len(files) > 1:
+        raise Misuse(f"-c was given {len(files)} times; this version reads one configuration file")
+    path = Path(files[0]) if files else _config_place()
+    if path.suffix in (".yaml", ".yml"):
+        raise ConfigError(str(path), ["this version reads TOML, not llama-swap's YAML; see configs/full.toml"])
+    return load(path)
+
+
+def _config_place() -> Path:
+    places = [Path(place).expanduser() for place in CONFIG_PLACES]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        where = ", ".join(map(str, places))
+        raise Misuse(f"there is no configuration: none of {where}; name one with -c FILE, or try `trioswap demo`")
+    return found
+
+
+def override(config: Config, *, listen: str | None = None, log_level: str | None = None) -> Config:
+    """*config* with what the command line says instead, checked again as a whole.
+
+    Raises:
+        ConfigError: what came out has mistakes.
+    """
+    import attrs
+
+    from trioswap.config.checks import check as check_config
+    from trioswap.config.mistakes import Mistakes
+
+    config = attrs.evolve(config, listen=listen or config.listen, log_level=log_level or config.log_level)
+    mistakes = Mistakes()
+    check_config(config, mistakes)
+    if lines := mistakes.lines():
+        raise ConfigError("command line", lines)
+    return config
+
+
+def count(number: int, noun: str) -> str:
+    """As people say it: "1 model", "2 models"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

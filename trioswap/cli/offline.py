@@ -1,0 +1,88 @@
+"""The commands that need no daemon: a first configuration, and the scheduler in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trioswap.cli.base import main, read_config
+
+
+@main.command()
+@click.argument("directories", nargs=-1, metavar="[DIR]...")
+@click.option("-o", "--output", metavar="FILE", default="trioswap.toml", show_default=True, help='"-" prints it.')
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+def init(directories: Sequence[str], output: str, force: bool) -> None:
+    """Find GGUF files and write a configuration for them, which is yours from then on.
+
+    Without DIR: the caches of llama.cpp and Hugging Face, ~/models and the current directory.
+    """
+    from trioswap import init as first
+
+    outcome = first.init(directories, output, force=force)
+    if output == first.STDOUT:
+        click.echo(outcome.document, nl=False)
+    click.echo(outcome.summary, err=output == first.STDOUT)
+
+
+def _number(least: float, most: float) -> Callable[[click.Context, click.Parameter, float | None], float | None]:
+    """A check of an option; click's own FloatRange lets nan through."""
+
+    def check(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+        if value is not None and not least <= value <= most:
+            raise click.BadParameter(f"found {value:g}, allowed is a number from {least:g} to {most:g}")
+        return value
+
+    return check
+
+
+def _float_option(name: str, most: float, help_: str, default: float | None = None) -> Callable[[Any], Any]:
+    return click.option(name, type=float, default=default, callback=_number(0, most), help=help_)
+
+
+@main.command()
+@click.argument("traces", nargs=-1, metavar="[TRACE]...")
+@click.option("-c", "--config", "file", metavar="FILE", help="What the models of recorded traces are like.")
+@click.option("--seeds", type=click.IntRange(1), default=10, show_default=True, help="Variants of each built-in trace.")
+@_float_option("--swap", 3600, "Seconds a middling model of the built-in traces loads for.  [default: 10]", 10.0)
+@click.option("--policy", "policies", metavar="NAME,...", default="lease,llama-swap,strict-fifo", show_default=True)
+@_float_option("--max-wait", float("inf"), "For the policy lease: max_wait, in seconds.")
+@_float_option("--turn-lease", float("inf"), "For the policy lease: turn_lease, in swap costs.")
+@_float_option("--linger", float("inf"), "For the policy lease: linger, in swap costs.")
+@click.option("--parallel-loads", type=click.IntRange(1), help="For the policy lease: parallel_loads.")
+@click.option("--weights", is_flag=True, help="Let the weights of the users in the traces count.")
+@click.option("--plot", metavar="FILE", help="Draw the ratios, too; .png or .svg.")
+def simulate(
+    traces: Sequence[str],
+    file: str | None,
+    seeds: int,
+    swap: float,
+    policies: str,
+    weights: bool,
+    plot: str | None,
+    **settings: float | None,
+) -> None:
+    """Replay TRACEs through the scheduler in virtual time, and compare policies.
+
+    A TRACE is built in, or a file of records, one JSON object in each line; without one,
+    all that are built in are replayed.
+    """
+    from trioswap.simulation import compare, configured, contenders, report
+    from trioswap.simulation import plot as picture
+
+    names = contenders.chosen(policies)
+    if plot:
+        picture.check(Path(plot), names)
+    frame = configured.frame(read_config([file])) if file else None
+    found = compare.find(traces, seeds, swap, frame)
+    click.echo("\n".join([report.intro(seeds, swap), "", *report.heading()]))
+    results = {}
+    for trace in found:
+        results[trace.name] = compare.run(trace, names, contenders.Settings(**settings), weights=weights)
+        click.echo("\n".join(report.rows(trace.name, results[trace.name])))
+    click.echo("\n".join([*report.refusals(results), *report.ratios(results)]))
+    if plot:
+        picture.draw(results, Path(plot))

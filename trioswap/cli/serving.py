@@ -1,0 +1,118 @@
+"""The commands that run the daemon in this process, and the one that only looks at its configuration."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from trioswap.cli.base import config_option, count, log_level_option, main, override, read_config
+from trioswap.errors import CannotListen, LlamaExtraMissing
+
+if TYPE_CHECKING:
+    from trioswap.config import Config
+
+_STDOUT: Final = 1
+_STDERR: Final = 2
+
+
+@main.command()
+@config_option
+@click.option("--listen", metavar="HOST:PORT", help="Instead of what the file says; port 0 is a free one.")
+@log_level_option
+def serve(files: Sequence[str], listen: str | None, log_level: str | None) -> None:
+    """Run the daemon until SIGTERM or Ctrl-C; a second one cuts what is being served."""
+    run_daemon(override(read_config(files), listen=listen, log_level=log_level), ready_line)
+
+
+@main.command()
+@config_option
+def check(files: Sequence[str]) -> None:
+    """Validate a configuration and print every mistake."""
+    begun = time.perf_counter()
+    config = read_config(files)
+    what = count(len(config.models), "model")
+    if config.matrix is not None:
+        what += f", a matrix of {count(len(config.matrix.sets), 'set')}"
+    elif config.groups:
+        what += f" in {count(len(config.groups), 'group')}"
+    what += ", as memory allows" if config.memory is not None else ""
+    click.echo(f"no mistakes: {what}, checked in {1000 * (time.perf_counter() - begun):.0f} ms")
+
+
+@main.command()
+@click.option("--listen", metavar="HOST:PORT", help="Default: 127.0.0.1:8080, or a free port when that is taken.")
+@log_level_option
+def demo(listen: str | None, log_level: str | None) -> None:
+    """Serve two tiny models, one resident at a time: no configuration, no download."""
+    from trioswap import demo as tiny
+
+    if not tiny.engine_is_installed():
+        raise LlamaExtraMissing
+    # Until the daemon takes the signal over, so that the directory goes whenever it comes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with tiny.config_file() as path:
+        config = override(read_config([str(path)]), listen=listen, log_level=log_level)
+        try:
+            run_daemon(config, lambda urls: ready_line(urls) + tiny.instructions(urls[0]))
+        except CannotListen:
+            if listen is not None:
+                raise
+            note = f"({config.listen} is taken, so this is a free port; --listen chooses another)\n"
+            config = override(config, listen="127.0.0.1:0")
+            run_daemon(config, lambda urls: ready_line(urls) + note + tiny.instructions(urls[0]))
+
+
+def run_daemon(config: Config, announcement: Callable[[list[str]], str]) -> None:
+    """Serve in this process until told to stop; print what *announcement* makes of the bound URLs once they are.
+
+    Raises:
+        CannotListen: before anything was started.
+    """
+    _fill_standard_descriptors()
+    import trio
+
+    from trioswap import daemon
+    from trioswap.logs import Logs, setup_logging
+
+    logs = Logs()
+    with setup_logging(config.log_level, logs):
+        trio.run(partial(daemon.serve, config, logs, task_status=_Ready(announcement)))
+
+
+def ready_line(urls: list[str]) -> str:
+    """The line that says where clients find us."""
+    return f"trioswap listens on {' and '.join(urls)}\n"
+
+
+class _Ready:
+    """What the daemon reports to once it accepts requests."""
+
+    def __init__(self, announcement: Callable[[list[str]], str]) -> None:
+        self.announcement = announcement
+
+    def started(self, value: list[str] | None = None) -> None:
+        # In a thread that the exit does not wait for: nobody may ever read our standard output.
+        text = self.announcement(value or [])
+        threading.Thread(target=_write, args=(text.encode(),), name="announcement", daemon=True).start()
+
+
+def _write(data: bytes) -> None:
+    # Not through sys.stdout: a write that is stuck would hold its lock, and the interpreter's exit.
+    with suppress(OSError):
+        os.write(_STDOUT, data)
+
+
+def _fill_standard_descriptors() -> None:
+    """Open what the parent closed of 0, 1 and 2: else a socket gets the number, and a client our log lines."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        pass
+    os.close(descriptor)
