@@ -26,13 +26,13 @@ import attrs
 
 from trioswap import devices
 from trioswap.config import MemoryConfig
-from trioswap.errors import Misuse
+from trioswap.errors import InitFailed, Misuse
 from trioswap.init.discover import Skipped, find, usual_places
 from trioswap.init.fitting import fit, largest
 from trioswap.init.models import Model, Projector, read_models
 from trioswap.init.names import names
 from trioswap.init.projectors import pair
-from trioswap.errors import InitFailed, check, prepare, save
+from trioswap.init.save import check, prepare, save
 from trioswap.init.write import INSTALL, LLAMA_SERVER, Engine, Entry, Frame, document, shown
 from trioswap.memory import usable_sizes
 
