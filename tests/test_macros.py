@@ -95,7 +95,10 @@ def test_references_in_comments_do_not_count():
 
 def test_comments_are_found_as_commands_find_them():
     """A # within a line is none, and in an array of arguments there are none; the lines keep their numbers."""
-    text = 'macros: {a: 1}\nmodels:\n  m:\n    cmd: "x # ${a}\\n\\t#${b}\\ny"\n    cmd_stop: ["#${a}"]\n    description: "# ${a}"\n'
+    text = """
+        macros: {a: 1}
+        models: {m: {cmd: "x # ${a}\\n\\t#${b}\\ny", cmd_stop: ["#${a}"], description: "# ${a}"}}
+    """
 
     model = values(text)["models"]["m"]
 
@@ -107,8 +110,10 @@ def test_comments_are_found_as_commands_find_them():
     [
         (
             "a: {b: ['${env.HOMM}']}",
-            "a.b[0]: found ${env.HOMM}, but no such variable is set, "
-            'allowed are variables of the environment, did you mean "HOME"?',
+            (
+                "a.b[0]: found ${env.HOMM}, but no such variable is set, "
+                'allowed are variables of the environment, did you mean "HOME"?'
+            ),
         ),
         (
             "a: x ${env.LINES}",
@@ -120,16 +125,21 @@ def test_comments_are_found_as_commands_find_them():
         ),
         (
             "models: {'${env.ZZZZ}': {}}",
-            'models."${env.ZZZZ}": found ${env.ZZZZ}, but no such variable is set, '
-            "allowed are variables of the environment",
+            (
+                'models."${env.ZZZZ}": found ${env.ZZZZ}, but no such variable is set, '
+                "allowed are variables of the environment"
+            ),
         ),
         (
             "macros: {m: '${env.ZZZZ}'}\na: ${m}\nb: ${m}x",
             "macros.m: found ${env.ZZZZ}, but no such variable is set, allowed are variables of the environment",
         ),
-        ("a: {'${env.YES}': 1, 'true': 2}", "a.true: found it again on line 1 once the names are filled in, allowed is once"),
+        (
+            "a: {'${env.YES}': 1, 'true': 2}",
+            "a.true: found it again on line 1 once the names are filled in, allowed is once",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_variable_that_cannot_be_filled_in(text, line):
     """Is told where it is used, once, and never with what it holds."""
     assert mistakes_of(text) == [line]
@@ -218,16 +228,14 @@ def test_a_model_macro_takes_the_place_of_that_of_the_file():
     wrong = text.replace("'${b}'}}", "'${a}'}}")
 
     assert values(text)["models"]["m"]["cmd"] == 2
-    assert mistakes_of(wrong) == [
-        "macros.a: found ${x}, which is defined after it, allowed are macros defined before"
-    ]  # fmt: skip
+    assert mistakes_of(wrong) == ["macros.a: found ${x}, which is defined after it, allowed are macros defined before"]
 
 
 def test_the_name_of_a_model_is_taken_as_it_is():
     """It is no place for references."""
-    assert values("macros: {x: 1}\nmodels: {'a${x}': {name: '${MODEL_ID}'}}\n")["models"] == {
-        "a${x}": {"name": "a${x}"}
-    }  # fmt: skip
+    text = "macros: {x: 1}\nmodels: {'a${x}': {name: '${MODEL_ID}'}}\n"
+
+    assert values(text)["models"] == {"a${x}": {"name": "a${x}"}}
 
 
 def test_keys_stay_but_those_of_names_in_filters():
@@ -255,7 +263,8 @@ def test_port_and_pid_stay():
     """They are known later; ${PORT} anywhere in a model, ${PID} when it stops."""
     text = """
         macros: {p: "--port ${PORT}"}
-        models: {m: {cmd: "x ${p}", cmd_stop: "kill ${PID} ${PORT}", proxy: "http://h:${PORT}", metadata: {p: "${PORT}"}}}
+        models:
+          m: {cmd: "x ${p}", cmd_stop: "kill ${PID} ${PORT}", proxy: "http://h:${PORT}", metadata: {p: "${PORT}"}}
     """
 
     assert values(text)["models"]["m"] == {
@@ -297,41 +306,74 @@ LONG = "m" * 64
         ("macros: {a: []}", "macros.a: found an array, allowed is text, a number, true or false"),
         ("macros: {a: {}}", "macros.a: found a table, allowed is text, a number, true or false"),
         ("macros: {a: 'x${a}'}", "macros.a: found ${a} in its own definition, allowed are macros defined before it"),
-        ("macros: {PORT: 1}", "macros.PORT: found the name PORT, which trioswap gives a meaning to, "
-         "allowed is any other name"),
-        ("models: {m: {macros: {MODEL_ID: 1}, name: '${MODEL_ID}'}}", "models.m.macros.MODEL_ID: found the name MODEL_ID, "
-         "which trioswap gives a meaning to, allowed is any other name"),
-        ("models: {m: {macros: {PID: }}}", "models.m.macros.PID: found nothing, allowed is text, a number, true or false"),
+        (
+            "macros: {PORT: 1}",
+            ("macros.PORT: found the name PORT, which trioswap gives a meaning to, allowed is any other name"),
+        ),
+        (
+            "models: {m: {macros: {MODEL_ID: 1}, name: '${MODEL_ID}'}}",
+            (
+                "models.m.macros.MODEL_ID: found the name MODEL_ID, "
+                "which trioswap gives a meaning to, allowed is any other name"
+            ),
+        ),
+        (
+            "models: {m: {macros: {PID: }}}",
+            "models.m.macros.PID: found nothing, allowed is text, a number, true or false",
+        ),
         # references
         ("macros: {a: 1}\nb: ${aa}", 'b: found ${aa}, allowed is one of ${a}, did you mean "a"?'),
         ("b: {c: [x, 'y${z}']}", "b.c[1]: found ${z}, allowed are macros, of which none is defined"),
-        ("macros: {ctx: 1}\nmodels: {m: {cmd: 'x ${cxt} ${y}'}}", "models.m.cmd: found ${cxt}, ${y}, "
-         'allowed is one of ${MODEL_ID}, ${PORT}, ${ctx}, did you mean "ctx"?'),
+        (
+            "macros: {ctx: 1}\nmodels: {m: {cmd: 'x ${cxt} ${y}'}}",
+            ('models.m.cmd: found ${cxt}, ${y}, allowed is one of ${MODEL_ID}, ${PORT}, ${ctx}, did you mean "ctx"?'),
+        ),
         ("models: {m: {cmd: 'x ${PID}'}}", "models.m.cmd: found ${PID}, allowed is one of ${MODEL_ID}, ${PORT}"),
-        ("macros: {p: 'x${PID}'}\nmodels: {m: {description: '${p}'}}", "models.m.description: found ${PID}, "
-         "allowed is one of ${MODEL_ID}, ${PORT}, ${p}"),
-        ("models: {m: {cmd_stop: 'x ${pidd}'}}", "models.m.cmd_stop: found ${pidd}, "
-         'allowed is one of ${MODEL_ID}, ${PID}, ${PORT}, did you mean "PID"?'),
-        ("models: {m: {macros: {a: 1}}, n: {name: '${a}'}}", "models.n.name: found ${a}, "
-         "allowed is one of ${MODEL_ID}, ${PORT}"),
+        (
+            "macros: {p: 'x${PID}'}\nmodels: {m: {description: '${p}'}}",
+            ("models.m.description: found ${PID}, allowed is one of ${MODEL_ID}, ${PORT}, ${p}"),
+        ),
+        (
+            "models: {m: {cmd_stop: 'x ${pidd}'}}",
+            ('models.m.cmd_stop: found ${pidd}, allowed is one of ${MODEL_ID}, ${PID}, ${PORT}, did you mean "PID"?'),
+        ),
+        (
+            "models: {m: {macros: {a: 1}}, n: {name: '${a}'}}",
+            ("models.n.name: found ${a}, allowed is one of ${MODEL_ID}, ${PORT}"),
+        ),
         ("a: ${PORT}", "a: found ${PORT}, allowed is that only within models"),
         ("a: ${MODEL_ID} ${PID}", "a: found ${MODEL_ID}, ${PID}, allowed is that only within models"),
         ("a: ${case}\nmacros: {CASE: 1}", 'a: found ${case}, allowed is one of ${CASE}, did you mean "CASE"?'),
-        ("models: {m: {filters: {set_params_by_id: {'${z}': {}}}}}", 'models.m.filters.set_params_by_id."${z}": '
-         "found ${z}, allowed is one of ${MODEL_ID}, ${PORT}"),
-        ("macros: {x: a}\nmodels: {m: {filters: {set_params_by_id: {'${x}': {}, a: {}}}}}",
-         "models.m.filters.set_params_by_id.a: found it again on line 2 once the names are filled in, allowed is once"),
+        (
+            "models: {m: {filters: {set_params_by_id: {'${z}': {}}}}}",
+            ('models.m.filters.set_params_by_id."${z}": found ${z}, allowed is one of ${MODEL_ID}, ${PORT}'),
+        ),
+        (
+            "macros: {x: a}\nmodels: {m: {filters: {set_params_by_id: {'${x}': {}, a: {}}}}}",
+            (
+                "models.m.filters.set_params_by_id.a: "
+                "found it again on line 2 once the names are filled in, allowed is once"
+            ),
+        ),
         # references of macros: told at the macro, however often it is used
-        ("macros: {a: '<${b}>', b: 1}\nv: ${a}\nw: ${a}", "macros.a: found ${b}, which is defined after it, "
-         "allowed are macros defined before"),
-        ("macros: {a: 1, b: '<${zz}>'}\nmodels: {m: {cmd: '${b}'}, n: {cmd: '${b} ${PORT}'}}",
-         "macros.b: found ${zz}, allowed is one of ${MODEL_ID}, ${PORT}, ${a}"),
-        ("macros: {a: '<${MODEL_ID}>'}\nv: ${a}",
-         "macros.a: found ${MODEL_ID} in a macro used outside models, allowed is that only within models"),
-        ("models: {m: {macros: {a: '${b}', b: '${a}'}, cmd: '${b}'}}",
-         "models.m.macros.a: found ${b}, which is defined after it, allowed are macros defined before"),
+        (
+            "macros: {a: '<${b}>', b: 1}\nv: ${a}\nw: ${a}",
+            ("macros.a: found ${b}, which is defined after it, allowed are macros defined before"),
+        ),
+        (
+            "macros: {a: 1, b: '<${zz}>'}\nmodels: {m: {cmd: '${b}'}, n: {cmd: '${b} ${PORT}'}}",
+            "macros.b: found ${zz}, allowed is one of ${MODEL_ID}, ${PID}, ${PORT}, ${a}",
+        ),
+        (
+            "macros: {a: '<${MODEL_ID}>'}\nv: ${a}",
+            "macros.a: found ${MODEL_ID} in a macro used outside models, allowed is that only within models",
+        ),
+        (
+            "models: {m: {macros: {a: '${b}', b: '${a}'}, cmd: '${b}'}}",
+            "models.m.macros.a: found ${b}, which is defined after it, allowed are macros defined before",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_mistake_is_told_in_one_line(text, line):
     """One mistake, one line; no other that follows from it."""
     assert mistakes_of(text) == [line]
@@ -427,11 +469,11 @@ def test_a_value_is_bounded():
 
 def test_all_values_together_are_bounded(monkeypatch):
     """It is told once."""
-    monkeypatch.setattr(environment.Filling.__init__, "__defaults__", (10_000,))
+    monkeypatch.setattr(environment, "MAX_IN_ALL", 10_000)
     text = f"macros: {{a: {'x' * 1000}}}\nv: [{', '.join(['<${a}>'] * 50)}]\n"
 
     assert mistakes_of(text) == [
-        "v[9]: found more than 67,108,864 characters in what is filled in so far, allowed are fewer"
+        "v[9]: found more than 10,000 characters in what is filled in so far, allowed are fewer"
     ]
 
 

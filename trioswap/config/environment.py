@@ -36,7 +36,7 @@ class TooLarge(Exception):
 class Filling:
     """Fills in references, and counts what becomes of them."""
 
-    _left: int = MAX_IN_ALL
+    _left: int = attrs.field(factory=lambda: MAX_IN_ALL)
 
     def fill(self, text: str, reference: re.Pattern[str], meaning: Callable[[str], str | None]) -> str:
         """*text* with the *meaning* of the name (group 1) for each *reference*; None: it stays as it is.
@@ -50,7 +50,7 @@ class Filling:
         for match in reference.finditer(text):
             filled = meaning(match[1])
             if filled is not None:
-                length += len(filled)
+                length += len(filled) - len(match[0])
                 if length > MAX_VALUE:
                     raise TooLarge(f"found what becomes more than {MAX_VALUE:,} characters, allowed are fewer")
                 pieces += [text[end : match.start()], filled]
