@@ -318,13 +318,11 @@ def test_what_no_reading_makes_right_is_a_mistake(write, line, mistake):
 
 def test_toml_says_which_type_it_means(write):
     """Only values of macros are read as their field asks for it."""
-    text = TOML + "{}\nmacros.n = 5"
-
-    assert load(write(a_toml=text.format("description = '${n}'"))).models["a"].description == "5"
-    assert mistakes(write(a_toml=text.format("description = 5")))[0].startswith(
-        "a.toml:3: models.a.description: found 5"
-    )
-    assert mistakes(write(a_toml=text.format("unlisted = 'yes'")))[0].startswith("a.toml:3: models.a.unlisted: found")
+    assert load(write(a_toml=TOML + "description = '${n}'\n[macros]\nn = 5")).models["a"].description == "5"
+    (number,) = mistakes(write(a_toml=TOML + "description = 5"))
+    assert number.startswith("a.toml:3: models.a.description: found 5, allowed is text in quotes")
+    (flag,) = mistakes(write(a_toml=TOML + "unlisted = 'yes'"))
+    assert flag.startswith('a.toml:3: models.a.unlisted: found "yes"')
 
 
 def test_a_table_of_several_files_has_the_places_of_each(write):

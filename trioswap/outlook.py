@@ -57,7 +57,7 @@ def waiting(models: Mapping[str, Model], plan: Plan, residency: Residency, now: 
     for model in models.values():
         if model.queue.count and model.state is State.STARTING:
             served_in[model.name] = ("loading", (), _load_left(model, now))
-        elif model.queue.count and model.state in (State.READY, State.DRAINING):
+        elif model.queue.count and model.state is State.READY:
             served_in[model.name] = ("queued", (), 0.0)
     served_in |= _claims(models, plan, residency, now)
     return [
@@ -80,10 +80,9 @@ def _claims(models: Mapping[str, Model], plan: Plan, residency: Residency, now: 
     found: dict[str, _Outlook] = {}
     loaded = max((_load_left(m, now) for m in models.values() if m.state is State.STARTING), default=0.0)
     before: list[tuple[Model, float]] = []
-    for name in plan.order:
-        claim = models[name]
-        if not claim.is_claim:
-            continue
+    going = [m for m in models.values() if m.queue.count and m.state is State.DRAINING]  # claims, once they are gone
+    for claim in [*(models[name] for name in plan.order if models[name].is_claim), *going]:
+        name = claim.name
         stage, waits_for, free = _room(claim, models, plan, now)
         for other, served in before:
             if residency.place(name, {other.name: other.holding}) is None:
@@ -96,8 +95,12 @@ def _claims(models: Mapping[str, Model], plan: Plan, residency: Residency, now: 
 
 def _room(claim: Model, models: Mapping[str, Model], plan: Plan, now: float) -> _Outlook:
     """How far *claim* is with those that are resident now: stage, who is in the way, seconds until they are gone."""
+    if claim.state is State.DRAINING:
+        successor = plan.closed.get(claim.name)
+        return "queued", () if successor is None else (successor.name,), _drain_left(claim, now) + claim.costs.stop.value
     blocked = plan.blocked.get(claim.name)
-    victims = [models[name] for name in blocked.by] if blocked is not None else []
+    # Those that the plan named and that have not gone yet: the plan may be older than their stop.
+    victims = [models[name] for name in blocked.by if not models[name].leaving] if blocked is not None else []
     names = tuple(victim.name for victim in victims)
     stopping = [model for model in models.values() if model.state is State.STOPPING]
     if any(plan.closed.get(name) is claim for name in names):
