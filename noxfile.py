@@ -24,7 +24,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy, strict."""
-    session.install("-e", ".", MYPY, "nox", "numpy")  # numpy: for its types, in tinymodels and traces
+    session.install("-e", ".", MYPY, "nox", "numpy", "types-PyYAML")  # numpy: for its types, in tinymodels and traces
     session.run("mypy")
 
 

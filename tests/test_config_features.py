@@ -147,6 +147,27 @@ def test_names_in_filters_are_aliases():
     assert config.resolve("a:x") == "a"
 
 
+def test_the_port_is_filled_in_everywhere():
+    """In texts as text; where any value may stand, a text that is nothing but the port is a number."""
+    config = loads(
+        model("""
+        name = "on ${PORT}"
+        description = "${MODEL_ID}"
+        use_model_name = "${PORT}"
+        aliases = ["a-${PORT}"]
+        metadata = { port = "${PORT}", all = ["${PORT}", "${PORT}/x"], "${PORT}" = 1 }
+        filters.strip_params = ["${PORT}"]
+        filters.set_params = { port = "${PORT}" }
+        filters.set_params_by_id = { "a:${PORT}" = { port = "p${PORT}" } }
+    """)
+    ).models["a"]
+
+    assert (config.display_name, config.description, config.use_model_name) == ("on 5800", "a", "5800")
+    assert config.aliases == ("a-5800", "a:5800")
+    assert config.metadata == {"port": 5800, "all": [5800, "5800/x"], "${PORT}": 1}
+    assert config.filters == FilterConfig(("5800",), {"port": 5800}, {"a:5800": {"port": "p5800"}})
+
+
 # ---- the daemon ---------------------------------------------------------------------------------
 
 
@@ -285,6 +306,17 @@ def test_what_is_acted_on_is_not_told(text):
             (
                 'models.a.filters.set_params_by_id.x."": found "", allowed is the name of a field, such as "seed" or '
                 '"options.seed", without * ? # |'
+            ),
+        ),
+        (
+            "models.a = { cmd = 'x', proxy = 'http://h:1', metadata = { a = ['${PORT}'] } }",
+            "models.a.metadata.a[0]: found ${PORT}, allowed is that only when cmd uses ${PORT} too",
+        ),
+        (
+            model("filters.set_params_by_id = { 'x5800' = {}, 'x${PORT}' = {} }"),
+            (
+                'models.a.filters.set_params_by_id."x${PORT}": found "x5800" again once it is filled in, '
+                "allowed is each name once"
             ),
         ),
         (model("filters.set_params_by_id.x = 5"), "models.a.filters.set_params_by_id.x: found 5, allowed is a table"),

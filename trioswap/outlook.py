@@ -80,7 +80,8 @@ def _claims(models: Mapping[str, Model], plan: Plan, residency: Residency, now: 
     found: dict[str, _Outlook] = {}
     loaded = max((_load_left(m, now) for m in models.values() if m.state is State.STARTING), default=0.0)
     before: list[tuple[Model, float]] = []
-    going = [m for m in models.values() if m.queue.count and m.state is State.DRAINING]  # claims, once they are gone
+    # Claims, once they are gone.
+    going = [model for model in models.values() if model.queue.count and model.state is State.DRAINING]
     for claim in [*(models[name] for name in plan.order if models[name].is_claim), *going]:
         name = claim.name
         stage, waits_for, free = _room(claim, models, plan, now)
@@ -97,7 +98,8 @@ def _room(claim: Model, models: Mapping[str, Model], plan: Plan, now: float) -> 
     """How far *claim* is with those that are resident now: stage, who is in the way, seconds until they are gone."""
     if claim.state is State.DRAINING:
         successor = plan.closed.get(claim.name)
-        return "queued", () if successor is None else (successor.name,), _drain_left(claim, now) + claim.costs.stop.value
+        after = () if successor is None else (successor.name,)
+        return "queued", after, _drain_left(claim, now) + claim.costs.stop.value
     blocked = plan.blocked.get(claim.name)
     # Those that the plan named and that have not gone yet: the plan may be older than their stop.
     victims = [models[name] for name in blocked.by if not models[name].leaving] if blocked is not None else []

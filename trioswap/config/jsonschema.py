@@ -9,7 +9,6 @@ from __future__ import annotations
 import tomllib
 from typing import Any, Final, Literal, get_args, get_origin
 
-from trioswap.config import yaml_shapes
 from trioswap.config.describe import is_literal
 from trioswap.config.keys import Key, keys_of
 from trioswap.config.kinds import (
@@ -30,6 +29,7 @@ from trioswap.config.kinds import (
 from trioswap.config.raw import RawConfig, RawMatrix, RawMemory, RawProfile
 from trioswap.config.raw_model import RawModel
 from trioswap.config.values import DURATION_PATTERN, LARGEST, MOST, SIZE_PATTERN
+from trioswap.config.yaml_shapes import more_keys, wider
 
 Schema = dict[str, Any]
 Spelling = Literal["toml", "yaml"]
@@ -97,7 +97,7 @@ def _table(table: type, spelling: Spelling, parts: dict[str, Schema]) -> Schema:
     keys = keys_of(table)
     properties = {_spelled(key, spelling): _property(table, key, spelling, parts) for key in keys.values()}
     if spelling == "yaml":
-        properties |= yaml_shapes.more_keys(table, properties)
+        properties |= more_keys(table, properties)
     shape: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
     if required := [_spelled(key, spelling) for key in keys.values() if key.required]:
         shape["required"] = required
@@ -114,7 +114,7 @@ def _property(table: type, key: Key, spelling: Spelling, parts: dict[str, Schema
     names = _NAMES.get((table, key.name), _A_NAME if key.table else _ANYTHING)
     shape = _shape(key.type, names, key.choices, spelling, parts)
     if spelling == "yaml":
-        shape = yaml_shapes.wider(table, key.name, shape)
+        shape = wider(table, key.name, shape)
     about: Schema = {"title": _spelled(key, spelling), "description": key.text}
     if is_literal(key.default):
         about["default"] = tomllib.loads(f"x = {key.default}")["x"]

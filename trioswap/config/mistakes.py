@@ -11,12 +11,9 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import attrs
-
-if TYPE_CHECKING:
-    from trioswap.config.document import Place
 
 T = TypeVar("T")
 
@@ -32,6 +29,22 @@ _SHOWN_CHARS: Final = 60
 _MOST_COMPARISONS: Final = 20_000
 # Larger integers are not worth their digits, and Python refuses to print the largest.
 _SHOWN_BITS: Final = 128
+
+
+class Place(Protocol):
+    """Where a key stands; whoever reads files has a class for it."""
+
+    @property
+    def file(self) -> str:
+        """Its name, as lines of mistakes show it."""
+
+    @property
+    def line(self) -> int:
+        """From 1."""
+
+    @property
+    def column(self) -> int:
+        """From 1."""
 
 
 @attrs.define(eq=False)

@@ -12,16 +12,16 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 
 from trioswap.config.command import UnterminatedQuote, placeholders, split, substitute
-from trioswap.config.kinds import Command
+from trioswap.config.kinds import Command, Json
 from trioswap.config.mistakes import Mistakes, did_you_mean, found, quoted
 from trioswap.config.parts import CapabilityConfig
 from trioswap.config.raw import RawConfig
-from trioswap.config.raw_model import RawCapabilities, RawCompat, RawModel
+from trioswap.config.raw_model import RawCapabilities, RawCompat, RawFilters, RawModel
 from trioswap.config.schema import STOP_SIGNALS, ModelConfig
 from trioswap.config.traffic import auto_aliases, read_filters, read_timeouts
 
@@ -73,9 +73,9 @@ class ModelReader:
 
     def resolve(self, port: int | None) -> ModelConfig:
         """The model, with *port* (None: it uses none) filled in."""
-        written, above = self.written, self.inherited
-        filters = read_filters(written.filters, ("models", self.name, "filters"), self.mistakes)
         values = {"MODEL_ID": self.name} | ({} if port is None else {"PORT": str(port)})
+        written, above = self._filled(values), self.inherited
+        filters = read_filters(written.filters, ("models", self.name, "filters"), self.mistakes)
         return ModelConfig(
             name=self.name,
             argv=self._argv(values),
@@ -211,7 +211,45 @@ class ModelReader:
 
     # ---- placeholders and mistakes --------------------------------------------------------
 
-    def _fill(self, texts: Iterable[str], values: Mapping[str, str], *key: str) -> tuple[str, ...]:
+    def _filled(self, values: Mapping[str, str]) -> RawModel:
+        """What is written, with *values* filled into all that is not read by a method of its own."""
+        written = self.written
+        texts = ("name", "description", "use_model_name", "aliases")
+        changes = {key: self._fill_within(getattr(written, key), values, key, typed=False) for key in texts}
+        changes["metadata"] = self._fill_within(written.metadata, values, "metadata")
+        if written.filters is not None:
+            changes["filters"] = self._filled_filters(written.filters, values)
+        return attrs.evolve(written, **changes)
+
+    def _filled_filters(self, filters: RawFilters, values: Mapping[str, str]) -> RawFilters:
+        """The only table whose keys have placeholders, too (core reference 1.4)."""
+        by_id: dict[str, dict[str, Json]] = {}
+        for name, params in (filters.set_params_by_id or {}).items():
+            path = ("filters", "set_params_by_id", name)
+            filled = self._fill([name], values, *path)[0]
+            if filled in by_id:
+                self._wrong(*path, text=f"found {quoted(filled)} again once it is filled in, allowed is each name once")
+            by_id[filled] = self._fill_within(params, values, *path)
+        return attrs.evolve(
+            filters,
+            strip_params=self._fill_within(filters.strip_params, values, "filters", "strip_params", typed=False),
+            set_params=self._fill_within(filters.set_params, values, "filters", "set_params"),
+            set_params_by_id=by_id,
+        )
+
+    def _fill_within(self, value: Any, values: Mapping[str, str], *key: str | int, typed: bool = True) -> Any:
+        """*value*, of whatever shape, filled in; *typed*: a text that is nothing but the port becomes a number."""
+        if isinstance(value, dict):
+            return {name: self._fill_within(inner, values, *key, name) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [self._fill_within(inner, values, *key, index, typed=typed) for index, inner in enumerate(value)]
+        if not isinstance(value, str) or "${" not in value:
+            return value
+        if typed and value == "${PORT}" and "PORT" in values:
+            return int(values["PORT"])
+        return self._fill([value], values, *key)[0]
+
+    def _fill(self, texts: Iterable[str], values: Mapping[str, str], *key: str | int) -> tuple[str, ...]:
         """*texts* with the placeholders of *values* filled in; others are a mistake of *key*."""
         texts = tuple(texts)
         unknown = [name for name in _names(texts) if name not in values]
@@ -222,7 +260,7 @@ class ModelReader:
             self._wrong(*key, text=f"found {names}, allowed is one of {allowed}{did_you_mean(unknown[0], values)}")
         return tuple(substitute(text, values) for text in texts)
 
-    def _wrong(self, *key: str, text: str) -> None:
+    def _wrong(self, *key: str | int, text: str) -> None:
         self.mistakes.add(("models", self.name, *key), text)
 
     def _is_wrong(self, key: str) -> bool:

@@ -50,7 +50,7 @@ class PeerNames:
     """MODEL -> the only peer that offers it, and the model."""
 
     def find(self, name: str) -> tuple[str, str] | None:
-        """The peer and the model that *name* stands for."""
+        """The peer and the model that *name* stands for; as PEER/MODEL, if it can be that."""
         return self.qualified.get(name) or self.bare.get(name)
 
 
@@ -61,7 +61,7 @@ def peer_names(peers: Mapping[str, PeerConfig]) -> PeerNames:
     for peer, model in offers:
         qualified.setdefault(f"{peer}/{model}", (peer, model))
     times = Counter(model for _, model in offers)
-    bare = {model: (peer, model) for peer, model in offers if times[model] == 1 and model not in qualified}
+    bare = {model: (peer, model) for peer, model in offers if times[model] == 1}
     return PeerNames(qualified, bare)
 
 
