@@ -385,6 +385,13 @@ def test_what_is_acted_on_is_not_told(text):
         ("store = {}", 'store.path: found "", allowed is the path of a file'),
         ("store.path = '/'", 'store.path: found "/", allowed is the path of a file (it is a directory)'),
         (
+            f"store.path = '{'x' * 300}'",
+            (
+                f'store.path: found "{"x" * 57}...", allowed is the path of a file '
+                "(cannot look at it: File name too long)"
+            ),
+        ),
+        (
             "ui.activity.session_id = ['X-One', 'a b']",
             'ui.activity.session_id[1]: found "a b", allowed is the name of a header of HTTP',
         ),

@@ -8,12 +8,17 @@ service, L the turn lease of a model and S what it takes to load and to stop it:
            s + W + the sum over the others of (L + V) + the sum over all of S.
            Who is put out after s is due after B, so each of the others has one turn at most;
            from s + W on its gate closes when its turn lease is over.
-    wait   A turn grants at least `parallel` requests, if so many wait.  So the p-th in the line
-           for B waits ceil(p / parallel) times that, and V more for those who are served when it comes.
+    wait   A turn grants at least `parallel` requests at once, if so many wait.  So the p-th in the
+           line for B waits ceil(p / parallel) times that; and V for those who are served when it
+           comes, and twice V for each turn of B that ends without it (a round, and those who were
+           let in during it).
     share  A turn that others end has lasted L, so that no more than 1 / (1 + L / S) of the time is swapping.
 
-A light request is overdue against heavy work after W times (their weight / its own).  With a
-matrix or a budget, where several are resident, the sums hold by these tests, not by a proof.
+A light request is overdue against heavy work after W times (their weight / its own).
+
+Where several are resident (a matrix, a budget) the sums hold by these tests, not by a proof.
+If fewer may load at a time than there are models, a claim can also find that somebody else has
+begun to load while its own room was not free yet: then one more load comes before each.
 """
 
 from __future__ import annotations
@@ -248,30 +253,40 @@ class Trial:
     """A loop with its bounds."""
 
     loop: Loop
-    policies: Mapping[str, Policy]
     longest: float
     """V: seconds that a request is served at most."""
     leases: Mapping[str, float]
 
+    def policy(self, name: str) -> Policy:
+        return self.loop.model(name).policy
+
     def turn(self, name: str) -> float:
         """Seconds until *name* is ready, counted from when its waiters are kept from it."""
-        heaviest = max(policy.weight for policy in self.policies.values())
-        policy, speeds = self.policies[name], self.loop.speeds
-        turns = sum(self.leases[other] + self.longest for other in speeds if other != name)
-        return policy.max_wait * heaviest / policy.weight + turns + sum(speed.swap for speed in speeds.values())
+        names, policy = self.loop.speeds.keys(), self.policy(name)
+        heaviest = max(self.policy(other).weight for other in names)
+        turns = sum(self.leases[other] + self.longest for other in names if other != name)
+        swaps = sum(speed.swap for speed in self.loop.speeds.values())
+        return policy.max_wait * heaviest / policy.weight + turns + swaps + self._loads_between()
+
+    def _loads_between(self) -> float:
+        core, speeds = self.loop.core, self.loop.speeds.values()
+        alone = core.residency.capacity(frozenset(self.loop.speeds)) == 1
+        return 0.0 if alone or core.rules.parallel_loads >= len(speeds) else len(speeds) * max(s.load for s in speeds)
 
     def wait(self, name: str, place: int) -> float:
         """Seconds until the one at *place* in the line for *name* is granted."""
-        return math.ceil(place / self.policies[name].parallel) * self.turn(name) + self.longest
+        rounds = math.ceil(place / self.policy(name).parallel)
+        return rounds * self.turn(name) + (2 * rounds - 1) * self.longest
 
-    def ratios(self) -> list[float]:
-        """Each turn and each wait as a part of its bound."""
+    def worst(self) -> float:
+        """The largest part that a turn or a wait was of its bound."""
         turns = [(turn.ready - turn.since) / self.turn(turn.model) for turn in self.loop.turns]
-        return turns + [wait.seconds / self.wait(wait.model, wait.place) for wait in self.loop.waits]
+        return max(turns + [wait.seconds / self.wait(wait.model, wait.place) for wait in self.loop.waits])
 
 
-def trial(rng: random.Random, names: tuple[str, ...], residency: Residency, **each: Mapping[str, float]) -> Trial:
+def trial(rng: random.Random, world: str, **each: Mapping[str, float]) -> Trial:
     """A world with drawn times; *each* gives models a weight or a priority of their own."""
+    names, residency = WORLDS[world]()
     policy = Policy(
         max_wait=rng.choice([1.0, 5.0, 30.0, 60.0]),
         parallel=rng.choice([1, 2, 4]),
@@ -281,34 +296,122 @@ def trial(rng: random.Random, names: tuple[str, ...], residency: Residency, **ea
     own = {name: {key: values[name] for key, values in each.items() if name in values} for name in names}
     policies = {name: attrs.evolve(policy, **own[name]) for name in names}
     speeds = {name: Speed(rng.uniform(1, 12), rng.uniform(0.1, 1.2)) for name in names}
-    costs = {name: Costs(Average(speed.load, True), Average(speed.stop, True)) for name, speed in speeds.items()}
-    rules = Rules(parallel_loads=rng.choice([1, 1, 2]))
-    core = Scheduler(policies, residency, rules=rules, costs=costs)
     longest = rng.uniform(1, 8)
     shortest = rng.choice([0.02, 1.0]) * longest
-    leases = {name: turn_lease(core.models[name]) for name in names}
-    return Trial(Loop(core, speeds, lambda: rng.uniform(shortest, longest)), policies, longest, leases)
+    loop = make_loop(
+        policies, residency, Rules(rng.choice([1, math.inf])), speeds, lambda: rng.uniform(shortest, longest)
+    )
+    return Trial(loop, longest, {name: turn_lease(loop.model(name)) for name in names})
 
 
-def worst(world: str, adversary: Callable[[random.Random], Adversary], **each: Mapping[str, float]) -> float:
-    """The largest part of a bound that was reached in any seed; each of them is at most 1."""
+def make_loop(
+    policies: Mapping[str, Policy],
+    residency: Residency,
+    rules: Rules,
+    speeds: Mapping[str, Speed],
+    service: Callable[[], float],
+) -> Loop:
+    """A loop in which it is known beforehand what everybody costs."""
+    costs = {name: Costs(Average(speed.load, True), Average(speed.stop, True)) for name, speed in speeds.items()}
+    return Loop(Scheduler(policies, residency, rules=rules, costs=costs), speeds, service)
+
+
+def worst_of_all(world: str, adversary: Callable[[random.Random], Adversary], **each: Mapping[str, float]) -> float:
+    """The largest part of a bound that was reached with any seed; none is more than 1."""
     largest = 0.0
     for seed in SEEDS:
         rng = random.Random(seed)
-        played = trial(rng, *WORLDS[world](), **each)
+        played = trial(rng, world, **each)
         played.loop.run(adversary(rng), lambda rng=rng: rng.uniform(0.2, 2.0))
-        ratio = max(played.ratios())
-        assert ratio <= 1 + ROUNDING, f"seed {seed}: {ratio:.3f} of its bound"
-        assert not played.loop.waiting, "everybody was served in the end"
-        assert all(played.loop.grants.values()), "everybody was asked for"
-        largest = max(largest, ratio)
+
+        assert not played.loop.waiting, f"seed {seed}: everybody is served in the end"
+        assert all(played.loop.grants.values()), f"seed {seed}: everybody was asked for"
+        assert played.worst() <= 1 + ROUNDING, f"seed {seed}: more than its bound"
+        largest = max(largest, played.worst())
     return largest
+
+
+# ---- bounds -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("adversary", ADVERSARIES)
 @pytest.mark.parametrize("world", WORLDS)
 def test_every_wait_is_within_its_bound(world, adversary):
     """An endless stream for one model never delays another beyond the bound (I11)."""
-    ratio = worst(world, ADVERSARIES[adversary])
-    print(f"\n{world}, {adversary}: {ratio:.3f}")
-    assert ratio > 0.2, "the bound is so far away that this measures nothing"
+    assert worst_of_all(world, ADVERSARIES[adversary]) > 0.2, "a bound that is far away measures nothing"
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_light_request_is_not_starved_by_heavy_ones(world):
+    """Its waiting counts a quarter as fast, so it waits up to four times `max_wait`, but not for ever."""
+    assert worst_of_all(world, hammers_one, weight={"b": 0.25}) > 0.2
+    assert worst_of_all(world, hammers_all, weight={"a": 4.0}) > 0.2
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_priority_does_not_starve(world):
+    """All others have a higher one, and the bound is the same: who is overdue asks nobody for his."""
+    assert worst_of_all(world, hammers_all, priority={"a": 3, "c": 2, "d": 1}) > 0.2
+
+
+# ---- that these tests can fail --------------------------------------------------------------------------
+
+
+def two_that_work(policy: Policy, rules: Rules, adversary: Adversary) -> Loop:
+    """a and b, one resident; a load takes 10 s, a stop 1 s, a request 2 s."""
+    names, residency = one_of("a", "b")
+    loop = make_loop(
+        dict.fromkeys(names, policy), residency, rules, dict.fromkeys(names, Speed(10.0, 1.0)), lambda: 2.0
+    )
+    loop.run(adversary, lambda: 0.5)
+    return loop
+
+
+def one_lonely_request(loop: Loop) -> Asks:
+    """a always has a line; b is asked for once, at 20 s."""
+    while loop.line("a") < 2:
+        yield "a"
+    if loop.now == 20:
+        yield "b"
+
+
+def test_llama_swaps_line_starves():
+    """By arrival, and whoever works stays: the stream for a has to end before b is served."""
+    starving = two_that_work(
+        Policy(math.inf, parallel=1, turn_lease=0, linger=0), Rules(by_arrival=True), one_lonely_request
+    )
+    bounded = two_that_work(Policy(60.0, parallel=1), Rules(), one_lonely_request)
+
+    [starved], [served] = ([wait.seconds for wait in loop.waits if wait.model == "b"] for loop in (starving, bounded))
+    assert starved > HORIZON - 20
+    assert served <= 60 + (44 + 2) + 2 * 11
+
+
+def both_at_once(loop: Loop) -> Asks:
+    """a and b always have a line."""
+    for name in "ab":
+        while loop.line(name) < 2:
+            yield name
+
+
+def swap_share(max_wait: float, turns: float) -> float:
+    """The part of the time, between two of their turns, that a and b spend in swaps."""
+    loop = two_that_work(Policy(max_wait, parallel=1, turn_lease=turns), Rules(), both_at_once)
+    ready = [turn.ready for turn in loop.turns if turn.ready <= HORIZON]
+    assert len(ready) > 4
+    swapping = sum(end - begin for begin, end in loop.swapping if ready[0] <= begin and end <= ready[-1] + ROUNDING)
+    return swapping / (ready[-1] - ready[0])
+
+
+@pytest.mark.parametrize(("max_wait", "lease"), [(1.0, 11.0), (5.0, 11.0), (20.0, 20.0), (60.0, 44.0)])
+def test_the_turn_lease_bounds_the_time_that_goes_into_swaps(max_wait, lease):
+    """Four times the swap of 11 s, but no longer than `max_wait` or one swap: at most a half is swapping, often less."""
+    share = swap_share(max_wait, turns=4.0)
+
+    assert 0.1 < share <= 1 / (1 + lease / 11) + ROUNDING
+
+
+@pytest.mark.parametrize(("max_wait", "lease"), [(1.0, 11.0), (5.0, 11.0), (20.0, 20.0)])
+def test_a_short_wait_without_a_turn_lease_turns_to_thrash(max_wait, lease):
+    """More is spent in swaps than would be possible with it."""
+    assert swap_share(max_wait, turns=0.0) > 1 / (1 + lease / 11) + ROUNDING

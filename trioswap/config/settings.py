@@ -89,10 +89,17 @@ def read_store(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Store
     """The file of past requests."""
     if raw.store is None:
         return None
-    path = absolute(raw.store.path or "", directory, ("store", "path"), "the path of a file", mistakes)
-    if path is not None and path.is_dir():
-        mistakes.add(("store", "path"), found(raw.store.path, "the path of a file") + " (it is a directory)")
-    return None if path is None else StoreConfig(path)
+    written, allowed = raw.store.path or "", "the path of a file"
+    path = absolute(written, directory, ("store", "path"), allowed, mistakes)
+    if path is None:
+        return None
+    try:
+        problem = "it is a directory" if path.is_dir() else None
+    except OSError as exc:
+        problem = f"cannot look at it: {exc.strerror}"
+    if problem is not None:
+        mistakes.add(("store", "path"), f"{found(written, allowed)} ({problem})")
+    return StoreConfig(path)
 
 
 def read_performance(raw: RawPerformance | None, mistakes: Mistakes) -> PerformanceConfig | None:
