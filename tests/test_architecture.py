@@ -69,6 +69,7 @@ ORDER = [
     "forecast",
     "scheduler",
     "request",
+    "access",
     "symptoms",
     # one resource each
     "proctree",
@@ -144,6 +145,7 @@ ONLY_IMPORTER = {
     "xllamacpp": "engine",
     "gguf": "tinymodels",
     "matplotlib": "simulation.plot",
+    "yaml": "config.yaml_source",
 }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from trioswap.config import load as load_toml
 from trioswap.config.document import Copying, Document
 from trioswap.config.loading import find_sources, load_sources
 from trioswap.config.mistakes import Mistakes
@@ -179,6 +180,21 @@ def test_macros_go_across_files(write):
     assert load(files).models["m"].argv == ("x", "5800")
 
 
+def test_foreign_files_stand_where_the_first_of_them_does(write):
+    """So a native file behind it may use its macros."""
+    files = write(a_yaml="macros: {one: x}", b_toml="macros.two = '${one}'\n[models.m]\ncmd = '${two} ${PORT}'")
+
+    assert load(files).models["m"].argv == ("x", "5800")
+
+
+def test_groups_that_are_written_do_not_yield(write):
+    """Then they rule beside the memory."""
+    config = load(write(a_yaml=YAML + "groups: {g: {members: [b]}}", b_toml="[memory]"))
+
+    assert [group.name for group in config.groups] == ["g"]
+    assert config.memory is not None
+
+
 def test_contradictions_name_both_places(write):
     """Of native files along with all other mistakes; what comes third to the same place adds nothing."""
     files = write(
@@ -217,6 +233,30 @@ def test_mistakes_have_places_and_the_spelling_of_the_file(write):
         "b.yaml:3: models.b.command: found ${oops}, allowed is one of ${MODEL_ID}, ${PORT}",
         'b.yaml:5: models.b.aliases[0]: found "n", which is the name of a model, allowed is a name of its own',
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("macros.a = '<${zz}>'", "a.toml:1: macros.a: found ${zz}"),
+        ("macros.a = '${a}'", "a.toml:1: macros.a: found ${a} in its own definition"),
+        ("macros = {PORT = 1, a = 1}", "a.toml:1: macros.PORT: found the name PORT"),
+        ("macros.a = '${env.ZZ}'", "a.toml:1: macros.a: found ${env.ZZ}"),
+        ("macros.aa = 1", "a.toml:3: models.m.cmd: found ${a}"),
+    ],
+)
+def test_a_wrong_macro_is_one_mistake(write, text, line):
+    """Nothing follows from it where the macro is used."""
+    (told,) = mistakes(write(a_toml=f"{text}\n[models.m]\ncmd = 'x ${{a}} ${{PORT}}'"))
+
+    assert told.startswith(line)
+
+
+def test_the_environment_of_a_toml_file_is_given_by_hand(write):
+    """For who reads one native file."""
+    (file,) = write(a_toml="log_level = '${env.LEVEL}'")
+
+    assert load_toml(file, {"LEVEL": "debug"}).log_level == "debug"
 
 
 def test_the_environment_is_filled_in(write):
@@ -289,6 +329,7 @@ MODEL = "free: true\nmodels:\n  m:\n    command: x ${{PORT}}\n    {}\n"
         ("macros: {k: 1_0}\n    ttl: ${k}", "ttl", 10.0),
         ("macros: {k: 1_0}\n    env: {A: '${k}'}", "env", {"A": "10"}),
         ("macros: {k: yes}\n    unlisted: ${k}", "unlisted", True),
+        ("concurrency_limit: 0x10", "concurrency_limit", 16),
         ("metadata: {a: 0123, b: yes}", "metadata", {"a": 83, "b": "yes"}),
     ],
 )
@@ -297,6 +338,11 @@ def test_plain_scalars_are_what_their_field_asks_for(write, line, attribute, val
     config = load(write(a_yaml=MODEL.format(line)))
 
     assert getattr(config.models["m"], attribute) == value
+
+
+def test_secrets_are_text_too(write):
+    """A key of digits keeps its zeros."""
+    assert load(write(a_yaml="api_keys: [0012, 1e5]")).api_keys == ("0012", "1e5")
 
 
 @pytest.mark.parametrize(

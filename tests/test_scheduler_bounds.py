@@ -38,7 +38,7 @@ from trioswap.config.mistakes import Mistakes
 from trioswap.footprints import Footprints, Wish
 from trioswap.learning import Average, Costs
 from trioswap.lifecycle import State
-from trioswap.messages import Arrived, BecameReady, Ended, Event, Grant, Left, Policy, Rules, Start, Stop, Swap, WokeUp
+from trioswap.messages import Arrived, BecameReady, Ended, Event, Grant, Left, Policy, Rules, Start, Swap, WokeUp
 from trioswap.residency import Residency
 from trioswap.residency.budget import Budget
 from trioswap.residency.groups import Groups
@@ -69,20 +69,13 @@ class Speed:
 
 @attrs.frozen
 class Waiting:
-    """A request in a line."""
+    """A request in a line, or one that was."""
 
     model: str
     since: float
     place: int
-
-
-@attrs.frozen
-class Wait:
-    """A request that waited and was granted."""
-
-    model: str
-    seconds: float
-    place: int
+    seconds: float = math.nan
+    """That it waited."""
 
 
 @attrs.frozen
@@ -104,7 +97,7 @@ class Loop:
     def __init__(self, core: Scheduler, speeds: Mapping[str, Speed], service: Callable[[], float]) -> None:
         self.core, self.speeds, self.service = core, speeds, service
         self.now = 0.0
-        self.waits: list[Wait] = []
+        self.waits: list[Waiting] = []
         self.turns: list[Turn] = []
         self.swapping: list[tuple[float, float]] = []
         """When something was stopped or loaded."""
@@ -150,13 +143,11 @@ class Loop:
             match command:
                 case Grant(ticket, name):
                     wait = self.waiting.pop(ticket)
-                    self.waits.append(Wait(name, self.now - wait.since, wait.place))
+                    self.waits.append(attrs.evolve(wait, seconds=self.now - wait.since))
                     self.grants[name] += 1
                     self._after(self.service(), Left(ticket))
                 case Start(name, attempt):
                     self._swap(self.speeds[name].load, BecameReady(name, attempt))
-                case Stop(name, attempt):
-                    self._stop(name, attempt)
                 case Swap(_, evictions):
                     for eviction in evictions:
                         self._stop(eviction.model, eviction.attempt)
@@ -230,7 +221,7 @@ def hammers_all(rng: random.Random) -> Adversary:
 
 
 def spites(rng: random.Random) -> Adversary:
-    """Whoever was just put out is asked for again, and whoever is resident has no rest; b has a request now and then."""
+    """Whoever was just put out is asked for again, and whoever is resident has no rest, but for b."""
 
     def asks(loop: Loop) -> Asks:
         for name in sorted(loop.speeds):
@@ -405,7 +396,7 @@ def swap_share(max_wait: float, turns: float) -> float:
 
 @pytest.mark.parametrize(("max_wait", "lease"), [(1.0, 11.0), (5.0, 11.0), (20.0, 20.0), (60.0, 44.0)])
 def test_the_turn_lease_bounds_the_time_that_goes_into_swaps(max_wait, lease):
-    """Four times the swap of 11 s, but no longer than `max_wait` or one swap: at most a half is swapping, often less."""
+    """Four times the swap of 11 s, but no longer than `max_wait` or one swap: at most a half is swapping."""
     share = swap_share(max_wait, turns=4.0)
 
     assert 0.1 < share <= 1 / (1 + lease / 11) + ROUNDING

@@ -106,6 +106,7 @@ g = inf
         'a = """\\\\"""\nb = 1\n',
         'a = """\n\\"""\n[x]\n""" \nb = 1\n',
         "a = ['''x''''', 1]\nb = 1\n",
+        'a = ["""x""""", 1]\nb = 1\n',
         "a = [\n  1\n  ,\n  # c ]\n  2\n  ,\n]\nb = 1",
         "a = {b = {c = [{d = 1}, {e = 2}]}}",
         "[a]\nb.c = 1\nb.d.e = 2\n[a.f]\n[g]\n",
@@ -124,9 +125,7 @@ def test_odd_layouts(text):
 
 def test_places_are_exact():
     """Line and column of a key, of an element, of the header of a table; columns count characters."""
-    places = find_places(
-        '"ü" = 1\na = ["ü", {x = 1,\ty.z = 2}]\n\n  [ b . c ]\n[[d]]\n', "c.toml"
-    )
+    places = find_places('"ü" = 1\na = ["ü", {x = 1,\ty.z = 2}]\n\n  [ b . c ]\n[[d]]\n', "c.toml")
 
     assert {path: (place.line, place.column) for path, place in places.items()} == {
         ("ü",): (1, 1),

@@ -98,7 +98,8 @@ def refusal(text: str) -> str:
         ("127.0.0.1", "127.0.0.1"),
         ("inf", "inf"),
         ("nan", "nan"),
-        ("1" * 401, "1" * 401),
+        (f"0.{'1' * 398}", 1 / 9),
+        (f"0.{'1' * 399}", f"0.{'1' * 399}"),
     ],
 )
 def test_plain_scalars_have_the_types_of_yaml_v3(text, value):
@@ -327,6 +328,7 @@ DEEP = "found values nested more than 100 levels deep, allowed are fewer levels"
         ("a: !!timestamp 2001-01-01\n", f"1: found the tag !!timestamp, {TAGS}"),
         ("a: !!python/name:os.system x\n", f"1: found the tag !!python/name:os.system, {TAGS}"),
         ("a: !mine x\n", f"1: found the tag !mine, {TAGS}"),
+        ("a: !<int> 5\n", f"1: found the tag int, {TAGS}"),
         ("a: !!set {x}\n", "1: found the tag !!set, allowed here are !!map, or none"),
         ("a: !!map []\n", "1: found the tag !!map, allowed here are !!seq, or none"),
         ("a: !!int x\n", '1: found "x" under the tag !!int, allowed is what it names'),
@@ -416,6 +418,14 @@ def test_nesting_by_aliases_is_bounded():
     lines = ["a0: &a0 []"] + [f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 150)]
 
     assert refusal("\n".join(lines)).endswith(DEEP)
+
+
+def test_a_chain_of_merges_that_were_never_made_is_bounded():
+    """What a written key hides is not made, so a merge of it follows the whole chain."""
+    lines = ["a0: &a0 {k: 1}"]
+    lines += [f"a{n}: {{<<: {{k: &a{n} {{<<: *a{n - 1}}}}}, k: 1}}" for n in range(1, 1_000)]
+
+    assert refusal("\n".join([*lines, "z: {<<: *a999}"])).endswith(DEEP)
 
 
 def test_a_long_chain_of_merges_is_read():

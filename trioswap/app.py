@@ -16,9 +16,10 @@ import attrs
 import trio
 
 from trioswap import proxy
+from trioswap.access import admits, without_credentials
 from trioswap.api import Services, admin, logs, models, scheduling
 from trioswap.asgi import ClientLeft, Exchange, Message, Receive, Send
-from trioswap.errors import InternalError, TrioswapError, UnknownPath, WrongMethod
+from trioswap.errors import InternalError, TrioswapError, Unauthorized, UnknownPath, WrongMethod
 from trioswap.request import Call, check_framing, forwarded, model_in, split_upstream
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ async def upstream_route(exchange: Exchange, services: Services, rest: bytes) ->
 
 
 async def _forward(exchange: Exchange, services: Services, model: str, target: bytes, body: bytes) -> None:
-    call = Call(exchange.method, target, forwarded(exchange.headers, exchange.client), body)
+    headers = without_credentials(exchange.headers) if services.config.api_keys else exchange.headers
+    call = Call(exchange.method, target, forwarded(headers, exchange.client), body)
     lease = partial(services.fleet.lease, label=exchange.request_id)
     await proxy.forward(exchange, lease, model, call)
 
@@ -66,6 +68,9 @@ MODEL_ROUTES: Final = (
     "/v1/messages",
     "/v1/responses",
 )
+
+# What is answered without a key, where keys are asked for.
+OPEN: Final = ("/health",)
 
 # path -> method -> handler.  HEAD is answered wherever GET is.
 ROUTES: Final[dict[str, dict[str, Handler]]] = {
@@ -137,7 +142,9 @@ class App:
         try:
             try:
                 check_framing(exchange.headers)
-                await find_handler(exchange.method, exchange.raw_path)(exchange, self.services)
+                handler = find_handler(exchange.method, exchange.raw_path)
+                self._check_key(exchange)
+                await handler(exchange, self.services)
             except TrioswapError as exc:
                 await _send_error(exchange, exc)
         except* ClientLeft:
@@ -145,6 +152,12 @@ class App:
         except* Exception:
             logger.exception("request failed request=%s path=%s", exchange.request_id, exchange.path)
             await _send_error(exchange, InternalError(exchange.request_id))
+
+
+    def _check_key(self, exchange: Exchange) -> None:
+        keys = self.services.config.api_keys
+        if keys and exchange.path not in OPEN and not admits(keys, exchange.headers):
+            raise Unauthorized
 
 
 async def _send_error(exchange: Exchange, error: TrioswapError) -> None:

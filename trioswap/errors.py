@@ -203,6 +203,19 @@ class BodyTooLarge(RequestError):
         super().__init__(f"the request body is larger than {limit} bytes (max_request_body)")
 
 
+class Unauthorized(RequestError):
+    """The client shows no key, or a wrong one."""
+
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__("unauthorized: invalid or missing API key")
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Browsers ask for a password, which is the key (RFC 9110, 11.6.1)."""
+        return [*super().headers(), (b"www-authenticate", b'Basic realm="trioswap"')]
+
+
 class NotWaiting(RequestError):
     """No request of that name waits."""
 

@@ -36,7 +36,7 @@ def _change(path: Path, value: Any, text: str | None) -> tuple[Any, str | None]:
     if isinstance(value, str):
         is_flag = bool in types and not takes_text
         return (FLAGS[value] if is_flag else value), text
-    return (text if takes_text and type(value) not in types else value), text
+    return (text if takes_text else value), text
 
 
 def _types_at(path: Path) -> tuple[Any, ...]:

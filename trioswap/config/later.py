@@ -13,7 +13,6 @@ import attrs
 from trioswap.config.raw import RawConfig
 
 NOT_YET: Final = (
-    "api_keys",
     "capture_buffer",
     "hooks",
     "include_aliases_in_list",

@@ -165,9 +165,9 @@ def _together(
 def _yielding(translated: Document, native: Iterable[Document]) -> Document:
     """*translated* without the table of groups that nobody has written, where a native file says what rules.
 
-    llama-swap's default, one model at a time, is such a table: empty, and without a place.
+    llama-swap's default, one model at a time, is such a table: it has no place.
     """
-    is_default = translated.values.get("groups") == {} and ("groups",) not in translated.places
+    is_default = "groups" in translated.values and ("groups",) not in translated.places
     if is_default and any({"groups", "matrix", "memory"} & document.values.keys() for document in native):
         del translated.values["groups"]
     return translated

@@ -24,9 +24,13 @@ _BLANK: Final = re.compile(r"[ \t]*+")
 _BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]*+")
 _BARE_VALUE: Final = re.compile(r"[^,\]}#\n]*+")
 """Numbers, dates (which may hold a space), true and false."""
-_END_OF_STRING: Final = re.compile(r'\\.|["\n]', re.DOTALL)
-_END_OF_LONG_STRING: Final = re.compile(r'\\.|"{3,5}', re.DOTALL)
-_END_OF_LONG_LITERAL: Final = re.compile(r"'{3,5}")
+_ENDS: Final = {
+    '"': re.compile(r'\\.|"', re.DOTALL),
+    '"""': re.compile(r'\\.|"{3,5}', re.DOTALL),
+    "'": re.compile(r"'"),
+    "'''": re.compile(r"'{3,5}"),
+}
+"""By how a string opens, what may end it (a long one may end with two quotes of its own), or hides such an end."""
 
 
 def find_places(text: str, file: str) -> dict[Path, Place]:
@@ -73,12 +77,10 @@ class _Scanner:
     def _header(self) -> Path:
         """The path of the table that a `[...]` or `[[...]]` opens."""
         place = self._place(self._at)
-        is_array = self.text.startswith("[[", self._at)
+        is_array = self._next("[[")
         self._at += 2 if is_array else 1
         path: Path = ()
         keys = self._key()
-        if not keys:
-            return path
         for number, (part, at) in enumerate(keys, start=1):
             path = (*path, part)
             self._note(path, at)
@@ -170,37 +172,18 @@ class _Scanner:
     def _string(self) -> None:
         """Go behind the string that begins here, or to the end of the text."""
         quote = self.text[self._at]
-        if not self.text.startswith(quote * 3, self._at):
-            return self._short_string(quote)
-        end = _END_OF_LONG_STRING if quote == '"' else _END_OF_LONG_LITERAL
-        self._at += 3
-        while (match := end.search(self.text, self._at)) is not None:
+        opening = quote * 3 if self._next(quote * 3) else quote
+        self._at += len(opening)
+        while (match := _ENDS[opening].search(self.text, self._at)) is not None:
             self._at = match.end()
-            if match[0][0] == quote:
-                return None
-        self._at = len(self.text)
-        return None
-
-    def _short_string(self, quote: str) -> None:
-        self._at += 1
-        if quote == "'":
-            ends = (self.text.find(quote, self._at), self.text.find("\n", self._at))
-            self._at = min((end for end in ends if end >= 0), default=len(self.text))
-            self._close(quote)
-            return
-        while (match := _END_OF_STRING.search(self.text, self._at)) is not None:
-            if match[0] == "\n":
-                self._at = match.start()
-                return
-            self._at = match.end()
-            if match[0] == quote:
+            if match[0].startswith(quote):
                 return
         self._at = len(self.text)
 
     # ---- the text ---------------------------------------------------------------------------
 
-    def _next(self, char: str) -> bool:
-        return self.text.startswith(char, self._at)
+    def _next(self, text: str) -> bool:
+        return self.text.startswith(text, self._at)
 
     def _skip(self, pattern: re.Pattern[str]) -> None:
         match = pattern.match(self.text, self._at)

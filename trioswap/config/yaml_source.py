@@ -21,7 +21,6 @@ from trioswap.config.yaml_errors import Position, explain
 
 LOADER: Any = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
-_BOM: Final = "\ufeff"
 # What YAML does not let stand in a text (YAML 1.2, "Character Set"); PyYAML's two parsers say it in two ways.
 _UNPRINTABLE: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -46,7 +45,6 @@ def parse_yaml(text: str, file: str, mistakes: Mistakes) -> Document:
     Raises:
         Unreadable: it is no YAML, or not what the module's docstring says, or beyond the bounds of `document`.
     """
-    text = text.removeprefix(_BOM)
     if bad := _UNPRINTABLE.search(text):
         line, column = text.count("\n", 0, bad.start()) + 1, bad.start() - text.rfind("\n", 0, bad.start())
         raise Unreadable(f"found the character U+{ord(bad[0]):04X}, allowed are printable ones", line, column)
@@ -69,11 +67,7 @@ def _compose_either_way(text: str) -> _Node | None:
         hidden = _REFERENCE.sub(lambda match: match[0].translate(_HIDDEN), text)
         if hidden == text or text.translate(_REVEALED) != text:
             raise
-    try:
-        return _compose(hidden, revealed=True)
-    except Unreadable as exc:
-        exc.text = exc.text.translate(_REVEALED)
-        raise
+    return _compose(hidden, revealed=True)
 
 
 # ---- from events to nodes -----------------------------------------------------------------
