@@ -267,7 +267,7 @@ def test_what_is_not_acted_on_yet_is_told():
         + "\n[ui.activity]\n[hooks.on_startup]\npreload = ['a']"
     )
 
-    assert config.not_acted_on() == ("api_keys", "hooks", "metrics_max_in_memory", "models.*.filters")
+    assert config.not_acted_on() == ("hooks", "metrics_max_in_memory", "models.*.filters")
 
 
 @pytest.mark.parametrize("text", ["", "listen = '127.0.0.1:1'\npolicy = 'fifo'" + model("memory = 5\nweight = 2")])
