@@ -62,10 +62,6 @@ class Speed:
     load: float
     stop: float
 
-    @property
-    def swap(self) -> float:
-        return self.load + self.stop
-
 
 @attrs.frozen
 class Waiting:
@@ -113,12 +109,12 @@ class Loop:
     def line(self, name: str) -> int:
         return self.model(name).queue.count
 
-    def run(self, adversary: Adversary, pauses: Callable[[], float], horizon: float = HORIZON) -> None:
-        """Requests come until *horizon*, and then nothing more until everybody is served."""
+    def run(self, adversary: Adversary, pauses: Callable[[], float]) -> None:
+        """Requests come until HORIZON, and then nothing more until everybody is served."""
         asked = 0.0
         while True:
             next_event = min(self._coming[0][0] if self._coming else math.inf, self.core.wake_at)
-            if asked <= min(next_event, horizon):
+            if asked <= min(next_event, HORIZON):
                 self.now = asked
                 for name in adversary(self):
                     self.ask(name)
@@ -150,11 +146,9 @@ class Loop:
                     self._swap(self.speeds[name].load, BecameReady(name, attempt))
                 case Swap(_, evictions):
                     for eviction in evictions:
-                        self._stop(eviction.model, eviction.attempt)
-
-    def _stop(self, name: str, attempt: int) -> None:
-        self._out_at[name] = self.now
-        self._swap(self.speeds[name].stop, Ended(name, attempt))
+                        self._out_at[eviction.model] = self.now
+                        self._swap(self.speeds[eviction.model].stop, Ended(eviction.model, eviction.attempt))
+        assert self.core.wake_at > self.now, "time goes on"
 
     def _swap(self, seconds: float, event: Event) -> None:
         self.swapping.append((self.now, self.now + seconds))
@@ -256,7 +250,7 @@ class Trial:
         names, policy = self.loop.speeds.keys(), self.policy(name)
         heaviest = max(self.policy(other).weight for other in names)
         turns = sum(self.leases[other] + self.longest for other in names if other != name)
-        swaps = sum(speed.swap for speed in self.loop.speeds.values())
+        swaps = sum(speed.load + speed.stop for speed in self.loop.speeds.values())
         return policy.max_wait * heaviest / policy.weight + turns + swaps + self._loads_between()
 
     def _loads_between(self) -> float:
@@ -289,9 +283,8 @@ def trial(rng: random.Random, world: str, **each: Mapping[str, float]) -> Trial:
     speeds = {name: Speed(rng.uniform(1, 12), rng.uniform(0.1, 1.2)) for name in names}
     longest = rng.uniform(1, 8)
     shortest = rng.choice([0.02, 1.0]) * longest
-    loop = make_loop(
-        policies, residency, Rules(rng.choice([1, math.inf])), speeds, lambda: rng.uniform(shortest, longest)
-    )
+    rules = Rules(rng.choice([1, math.inf]))
+    loop = make_loop(policies, residency, rules, speeds, lambda: rng.uniform(shortest, longest))
     return Trial(loop, longest, {name: turn_lease(loop.model(name)) for name in names})
 
 
@@ -351,9 +344,8 @@ def test_priority_does_not_starve(world):
 def two_that_work(policy: Policy, rules: Rules, adversary: Adversary) -> Loop:
     """a and b, one resident; a load takes 10 s, a stop 1 s, a request 2 s."""
     names, residency = one_of("a", "b")
-    loop = make_loop(
-        dict.fromkeys(names, policy), residency, rules, dict.fromkeys(names, Speed(10.0, 1.0)), lambda: 2.0
-    )
+    policies, speeds = dict.fromkeys(names, policy), dict.fromkeys(names, Speed(10.0, 1.0))
+    loop = make_loop(policies, residency, rules, speeds, lambda: 2.0)
     loop.run(adversary, lambda: 0.5)
     return loop
 
@@ -368,9 +360,8 @@ def one_lonely_request(loop: Loop) -> Asks:
 
 def test_llama_swaps_line_starves():
     """By arrival, and whoever works stays: the stream for a has to end before b is served."""
-    starving = two_that_work(
-        Policy(math.inf, parallel=1, turn_lease=0, linger=0), Rules(by_arrival=True), one_lonely_request
-    )
+    unbounded = Policy(math.inf, parallel=1, turn_lease=0, linger=0)
+    starving = two_that_work(unbounded, Rules(by_arrival=True), one_lonely_request)
     bounded = two_that_work(Policy(60.0, parallel=1), Rules(), one_lonely_request)
 
     [starved], [served] = ([wait.seconds for wait in loop.waits if wait.model == "b"] for loop in (starving, bounded))

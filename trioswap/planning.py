@@ -54,6 +54,21 @@ class Plan:
     order: list[str] = attrs.field(factory=list)
     """The claims, the next one first."""
 
+    @property
+    def leaves_more_to_decide(self) -> bool:
+        """Whether there is another plan once this one is carried out; to be asked before.
+
+        Who is put out may be a claim then, or makes room for a load, or for a claim that another
+        gate was closed for; who is refused, or starts and does not yield, changes what others can hope for.
+        """
+        gone = {victim.name: victim for _, victims in self.swap for victim in victims}
+        return (
+            bool(self.hopeless)
+            or any(victim.queue.count or victim.state is State.STARTING for victim in gone.values())
+            or bool(gone and self.closed.keys() - gone.keys())
+            or any(not claim.policy.yields for claim, _ in self.start)
+        )
+
 
 def make_plan(
     claims: Iterable[Model], occupied: Iterable[Model], residency: Residency, rules: Rules, now: float
@@ -95,7 +110,7 @@ class _Planner:
         self.held = {model.name: model.holding for model in occupied}
         self.promised: list[str] = []  # claims that have room in `after` and have not started
         self.loads = sum(model.state is State.STARTING for model in occupied)
-        self.unmovable = {m.name: m.holding for m in occupied if m.stuck or not m.policy.yields}
+        self.unmovable = {m.name: m.holding for m in occupied if m.stuck or not (m.policy.yields or m.leaving)}
         movable = [model for model in occupied if _can_be_put_out(model)]
         self.movable = {model.name for model in movable}
         self.exposed, self.soonest = set[str](), math.inf  # who may have to go for a claim that is not overdue; later
@@ -108,11 +123,12 @@ class _Planner:
                 self.exposed.add(model.name)
             else:
                 self.soonest = min(self.soonest, at)
-        self.cheapest = min((model.credit for model in occupied if model.serves), default=0.0)
+        self.cheapest = min((model.credit for model in movable), default=0.0)
         self.result = Plan(order=[claim.name for claim in self.claims])
 
     def plan(self) -> Plan:
-        for claim in self.claims:
+        claims = iter(self.claims)
+        for claim in claims:
             if claim.stuck:
                 self.result.hopeless.append((claim, claim))
                 continue
@@ -122,6 +138,8 @@ class _Planner:
                 self._start(claim)
             elif not self._make_room(claim):
                 break
+        for claim in claims:  # nobody after it may have room, but who can never have any is told
+            self._is_hopeless(claim)
         return self.result
 
     def _start(self, claim: Model) -> None:
@@ -132,13 +150,31 @@ class _Planner:
         """
         if claim.state is not State.STOPPED or self.loads >= self.rules.parallel_loads:
             return
-        holding = self.residency.place(claim.name, self.held)
+        holding = self._place_now(claim)
         if holding is None or any(self._would_put_out(n, claim, holding) for n in self.promised):
             return
         self.promised.remove(claim.name)
         self.held[claim.name] = self.after[claim.name] = holding
         self.loads += 1
         self.result.start.append((claim, holding))
+
+    def _place_now(self, claim: Model) -> Holding | None:
+        """Where *claim* fits beside those who are there, so that who was promised room still has it."""
+        promised = [name for name in self.promised if name != claim.name]
+        beside_all = {**self.held, **{name: _larger(self.held.get(name, {}), self.after[name]) for name in promised}}
+        holding = self.residency.place(claim.name, beside_all)
+        if holding is not None or not promised:
+            return holding
+        holding = self.residency.place(claim.name, self.held)
+        if holding is None:
+            return None
+        after = {name: held for name, held in self.after.items() if name not in promised} | {claim.name: holding}
+        for name in promised:
+            room = self.residency.place(name, after)
+            if room is None:
+                return None
+            after[name] = room
+        return holding
 
     def _would_put_out(self, other: str, claim: Model, holding: Holding) -> bool:
         return other != claim.name and self.residency.place(other, {claim.name: holding}) is None
@@ -193,18 +229,29 @@ class _Planner:
         if all(victim.can_end for victim in victims):
             self.result.swap.append((claim, victims))
             self.loads -= sum(victim.state is State.STARTING for victim in victims)
+            self._start(claim)  # perhaps in room that is free now and promised to others, who get what becomes free
+
+    def _is_hopeless(self, claim: Model) -> bool:
+        if not claim.stuck and self.residency.place(claim.name, self.unmovable) is not None:
+            return False
+        alone = self.residency.place(claim.name, {})
+        blocker = claim if claim.stuck else None if alone is None else self.models[min(self.unmovable)]
+        self.result.hopeless.append((claim, blocker))
+        return True
 
     def _wait(self, claim: Model, until: float) -> bool:
         """Nobody can go for it before *until*; perhaps nobody ever will."""
-        if self.residency.place(claim.name, self.unmovable) is None:
-            alone = self.residency.place(claim.name, {})
-            self.result.hopeless.append((claim, None if alone is None else self.models[min(self.unmovable)]))
+        if self._is_hopeless(claim):
             return True
         due = self.due[claim.name]
         self.result.blocked[claim.name] = Blocked((), math.inf)
         if self.movable and due > self.now:
             self.result.wake_at = min(self.result.wake_at, due, until)
         return due > self.now
+
+
+def _larger(one: Holding, other: Holding) -> Holding:
+    return {device: max(one.get(device, 0), other.get(device, 0)) for device in {**one, **other}}
 
 
 def _can_be_put_out(model: Model) -> bool:

@@ -88,17 +88,16 @@ class Scheduler:
         self._floor = 0.0  # credit of whoever was put out last
         self._closing = False
         self._now = 0.0
-        self._wake_at = math.inf
+        self.wake_at = math.inf
+        """When `WokeUp` is wanted at the latest, in the time of `now`; inf: not at all."""
         self._over = False  # more is held than there is, because those who could go are at work
         self._stale = False  # something has happened since the last plan that may change it
         self._out: list[Command] = []
 
     def __repr__(self) -> str:
         """Every model that is not plainly stopped."""
-        busy = [
-            f"{v.name} {v.state.value} {v.leases}+{v.waiting}" for v in self.views() if v.state in OCCUPIED or v.waiting
-        ]
-        return f"<Scheduler {', '.join(busy) or 'idle'}>"
+        busy = {**self._occupied, **self._claims}.values()
+        return f"<Scheduler {', '.join(f'{m.name} {m.state.value} {len(m.leases)}+{len(m.queue)}' for m in busy)}>"
 
     def add(self, name: str, policy: Policy) -> None:
         """There is one more model."""
@@ -116,11 +115,6 @@ class Scheduler:
         return [
             ModelView(m.name, m.state, m.attempt, len(m.leases), len(m.queue), m.holding) for m in self.models.values()
         ]
-
-    @property
-    def wake_at(self) -> float:
-        """When `WokeUp` is wanted at the latest, in the time of `now`; inf: not at all."""
-        return self._wake_at
 
     def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - one case for each event
         """Take one event, return what must be done about it, in this order."""
@@ -152,7 +146,7 @@ class Scheduler:
                 self._shut_down()
             case WokeUp():
                 pass
-        if self._stale or now >= self._wake_at:
+        if self._stale or now >= self.wake_at:
             self._replan()
         commands, self._out = self._out, []
         return commands
@@ -172,7 +166,8 @@ class Scheduler:
             self._grant_all(model)
         else:
             self._classify(model)
-            self._stale = self._stale or model.state is not State.STARTING
+            # Who loads for somebody already is in nobody's plan; who loaded for nobody was to be put out, perhaps.
+            self._stale = self._stale or model.state is not State.STARTING or model.queue.count == 1
 
     def _left(self, ticket: int) -> None:
         model = self._where.pop(ticket, None)
@@ -180,6 +175,9 @@ class Scheduler:
             return
         if ticket not in model.leases:
             model.queue.remove(ticket)
+            if not model.queue.count:
+                model.out_of_memory = False
+            self._note_idleness(model)
             self._classify(model)
             self._stale = True
             return
@@ -191,10 +189,7 @@ class Scheduler:
 
     def _after_a_lease(self, model: Model, served: Served) -> None:
         """Nothing is to be decided when others of the same weight go on, or nobody wants the room."""
-        if not model.has_work:
-            model.idle_since = self._now
-            model.out_of_work = True
-            self._wake_at = min(self._wake_at, model.expires)
+        self._note_idleness(model)
         idle = not model.leases
         if (idle and (self._claims or model.retiring or self._over)) or (
             self._claims and served.weight > model.heaviest
@@ -202,6 +197,12 @@ class Scheduler:
             self._stale = True
         if idle and model.retiring:
             self._stop(model, "unloaded")
+
+    def _note_idleness(self, model: Model) -> None:
+        if model.serves and not model.has_work:
+            model.idle_since = self._now
+            model.out_of_work = True
+            self.wake_at = min(self.wake_at, model.expires)
 
     def _grant_all(self, model: Model) -> None:
         """Count the leases in the very step that decides them: no window, no lost request."""
@@ -246,7 +247,7 @@ class Scheduler:
         if not self._is_news(model, attempt, *OCCUPIED):
             return
         self._end_turn(model)
-        if model.state is State.STOPPING:
+        if model.state is State.STOPPING and not model.stuck:
             model.costs.stop.add(self._now - model.began)
         failed = failure if model.state is State.STARTING else None
         self._move(model, lifecycle.Event.EXIT)
@@ -334,11 +335,16 @@ class Scheduler:
     # ---- plans -------------------------------------------------------------------------------
 
     def _replan(self) -> None:
-        self._stop_the_expired()
-        self._relieve()
         claims, occupied = self._claims.values(), self._occupied.values()
-        self._carry_out(make_plan(claims, occupied, self.residency, self.rules, self._now))
-        self._wake_at = min(self.plan.wake_at, *(model.expires for model in occupied), math.inf)
+        again = True
+        while again:
+            self._stop_the_expired()
+            self._relieve()
+            plan = make_plan(claims, occupied, self.residency, self.rules, self._now)
+            again = plan.leaves_more_to_decide
+            self._carry_out(plan)
+            again = again or any(model.expires <= self._now for model in occupied)  # its gate was closed until now
+        self.wake_at = min(self.plan.wake_at, *(model.expires for model in occupied), math.inf)
         self._stale = False
 
     def _relieve(self) -> None:
@@ -378,7 +384,8 @@ class Scheduler:
     def _close_gate(self, model: Model, claim: Model) -> None:
         self._move(model, lifecycle.Event.CLOSE_GATE)
         model.drained = False
-        self._out.append(CloseGate(model.name, model.attempt, self._for(claim)))
+        waited = self._now - claim.claim_start
+        self._out.append(CloseGate(model.name, model.attempt, f"for {claim.name}, waited {waited:.1f} s"))
 
     def _swap(self, claim: Model, victims: list[Model]) -> None:
         evictions = tuple(eviction(victim, claim, self._now) for victim in victims)
@@ -391,6 +398,3 @@ class Scheduler:
         claim.holding = claim.placed = holding
         self._move(claim, lifecycle.Event.START)
         self._out.append(Start(claim.name, claim.attempt, holding))
-
-    def _for(self, claim: Model) -> str:
-        return f"for {claim.name}, waited {self._now - claim.claim_start:.1f} s"
