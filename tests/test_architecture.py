@@ -51,6 +51,8 @@ ORDER = [
     "config.jsonschema",
     "config.pipeline",
     "config.toml",
+    "config.llamaswap_values",
+    "config.llamaswap",
     "config.loading",
     "config",
     "lifecycle",
@@ -115,6 +117,13 @@ ORDER = [
     "init.write",
     "init.save",
     "init",
+    "convert.comments",
+    "convert.limits",
+    "convert.spelling",
+    "convert.writing",
+    "convert.toml_text",
+    "convert.yaml_text",
+    "convert",
     "simulation",
     "simulation.workload",
     "simulation.traces",
@@ -145,7 +154,6 @@ ONLY_IMPORTER = {
     "xllamacpp": "engine",
     "gguf": "tinymodels",
     "matplotlib": "simulation.plot",
-    "yaml": "config.yaml_source",
 }
 
 

@@ -74,7 +74,8 @@ async def test_every_mistake_is_told(command, tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     head, *lines = done.stderr.splitlines()
     assert head == f"trioswap: {path}: 3 mistakes"
-    assert [line.split()[0] for line in lines] == list(MISTAKES)
+    assert sorted(line.split()[1] for line in lines) == sorted(MISTAKES)
+    assert all(line.startswith(f"  {path}:") for line in lines), "each with its place"
 
 
 async def test_no_configuration(tmp_path):
@@ -99,8 +100,10 @@ async def test_configuration_is_found(place, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("check", "-c", "a.toml", "-c", "b.toml"), "-c was given 2 times"),
+        (("check", "-c", "a.toml", "-c", "b.toml"), "a.toml"),
+        (("check", "-c", "CONFIG", "-c", "CONFIG"), "allowed is once"),
         (("check", "-c", "llama-swap.yaml"), "llama-swap.yaml"),
+        (("convert", "settings.ini"), "allowed are *.toml"),
         (("serve", "-c", "CONFIG", "--listen", "8080"), "listen: found"),
         (("serve", "-c", "CONFIG", "--log-level", "warn"), 'did you mean "warning"'),
         (("serve", "--nonsense"), "--nonsense"),

@@ -58,13 +58,13 @@ def test_every_dependency_has_its_reason():
     wanted = {(name_of(line), "") for line in project["dependencies"]}
     for extra, lines in project["optional-dependencies"].items():
         wanted |= {(name_of(line), extra) for line in lines}
-    rows = re.findall(r"^\| ([a-z0-9, -]+?)(?: \(extra `(\w+)`\))? \| [^|]{10,} \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| ([a-z0-9., -]+?)(?: \(extra `(\w+)`\))? \| [^|]{10,} \|$", README, re.MULTILINE)
 
     assert {(name, extra) for names, extra in rows for name in names.split(", ") if name != "package"} == wanted
 
 
 def name_of(requirement: str) -> str:
-    return re.match(r"[a-z0-9-]+", requirement)[0]
+    return re.match(r"[a-z0-9.-]+", requirement)[0]
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "docs/differences.md"])

@@ -153,7 +153,6 @@ class App:
             logger.exception("request failed request=%s path=%s", exchange.request_id, exchange.path)
             await _send_error(exchange, InternalError(exchange.request_id))
 
-
     def _check_key(self, exchange: Exchange) -> None:
         keys = self.services.config.api_keys
         if keys and exchange.path not in OPEN and not admits(keys, exchange.headers):

@@ -99,6 +99,13 @@ class LlamaExtraMissing(Misuse):
 # ---- the world's ------------------------------------------------------------------------
 
 
+class CannotWrite(TrioswapError):
+    """A file cannot be written."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"cannot write {path}: {why}")
+
+
 class InitFailed(TrioswapError):
     """There is no model to write a configuration for, or the file cannot be written."""
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -13,6 +15,8 @@ from trioswap.errors import ConfigError, Misuse, TrioswapError
 
 if TYPE_CHECKING:
     from trioswap.config import Config
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 CONFIG_PLACES: Final = ("trioswap.toml", "~/.config/trioswap/trioswap.toml", "/etc/trioswap/trioswap.toml")
 """Where a configuration is looked for when none is named; the first that exists is read."""
@@ -37,28 +41,54 @@ def main() -> None:
     """Swap local model servers in and out behind one OpenAI-compatible endpoint."""
 
 
-config_option = click.option(
-    "-c", "--config", "files", multiple=True, metavar="FILE", help=f"Default: the first of {', '.join(CONFIG_PLACES)}."
+_CONFIG_OPTIONS: Final = (
+    click.option(
+        "-c",
+        "--config",
+        "files",
+        multiple=True,
+        metavar="FILE",
+        help=f"TOML, or llama-swap's YAML; may be repeated.  Default: the first of {', '.join(CONFIG_PLACES)}.",
+    ),
+    click.option("--config-dir", "directory", metavar="DIR", help="All *.toml, *.yaml and *.yml in it, too."),
+    click.option("--lenient", is_flag=True, help="Unknown keys in YAML files are warnings, not mistakes."),
 )
+
+
+def config_options(command: Command) -> Command:
+    """The options that say where the configuration is."""
+    for option in reversed(_CONFIG_OPTIONS):
+        command = option(command)
+    return command
+
+
 log_level_option = click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
 url_option = click.option("--url", envvar="TRIOSWAP_URL", default=DAEMON_URL, show_default=True, show_envvar=True)
 
 
-def read_config(files: Sequence[str]) -> Config:
-    """The configuration in the one file named, or else in the first of `CONFIG_PLACES` that exists.
+def read_config(files: Sequence[str], directory: str | None = None, *, lenient: bool = False) -> Config:
+    """The configuration in *files* and in *directory*; without either in the first of `CONFIG_PLACES` that exists.
+
+    Says on standard error what is known and not acted on yet, and, when *lenient*, what is not known.
 
     Raises:
-        Misuse: several files are named, or none exists.
+        Misuse: there is none.
         ConfigError: it has mistakes.
     """
-    from trioswap.config import load
+    from trioswap.config.llamaswap import translate
+    from trioswap.config.loading import load_sources
+    from trioswap.config.mistakes import Mistakes
 
-    if len(files) > 1:
-        raise Misuse(f"-c was given {len(files)} times; this version reads one configuration file")
-    path = Path(files[0]) if files else _config_place()
-    if path.suffix in (".yaml", ".yml"):
-        raise ConfigError(str(path), ["this version reads TOML, not llama-swap's YAML; see configs/full.toml"])
-    return load(path)
+    unknown = Mistakes() if lenient else None
+    sources = [Path(file) for file in files] or ([] if directory else [_config_place()])
+    config = load_sources(
+        sources, Path(directory) if directory else None, os.environ, partial(translate, unknown=unknown)
+    )
+    for line in unknown.lines() if unknown is not None else ():
+        click.echo(f"trioswap: warning: {line}", err=True)
+    if later := config.not_acted_on():
+        click.echo(f"trioswap: this version does not act on {', '.join(later)} yet", err=True)
+    return config
 
 
 def _config_place() -> Path:

@@ -1,7 +1,8 @@
-"""The commands that need no daemon: a first configuration, and the scheduler in virtual time."""
+"""The commands that need no daemon: about configurations, and the scheduler in virtual time."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import click
 
 from trioswap.cli.base import main, read_config
+from trioswap.errors import CannotWrite, Misuse
 
 
 @main.command()
@@ -26,6 +28,50 @@ def init(directories: Sequence[str], output: str, force: bool) -> None:
     if output == first.STDOUT:
         click.echo(outcome.document, nl=False)
     click.echo(outcome.summary, err=output == first.STDOUT)
+
+
+@main.command()
+@click.argument("file", metavar="IN")
+@click.option("-o", "--output", metavar="OUT", help="A file that is not there yet.  Default: standard output.")
+def convert(file: str, output: str | None) -> None:
+    """llama-swap's YAML to native TOML, or back; comments are kept where they have a place."""
+    from trioswap import convert as conversion
+
+    source = Path(file)
+    language = conversion.YAML if source.suffix == ".toml" else conversion.TOML
+    converted = conversion.convert(source, language, os.environ)
+    if output is None:
+        click.echo(converted.text, nl=False)
+    else:
+        _write_new(Path(output), converted.text, language)
+    for note in converted.notes:
+        click.echo(f"trioswap: {note}", err=True)
+
+
+def _write_new(target: Path, text: str, language: str) -> None:
+    from trioswap.convert import LANGUAGES
+
+    if LANGUAGES.get(target.suffix) != language:
+        raise Misuse(f"-o: found {str(target)!r}, allowed is the name of a {language.upper()} file")
+    try:
+        with target.open("x", encoding="utf-8") as out:
+            out.write(text)
+    except FileExistsError:
+        raise Misuse(f"-o: {target} is there already") from None
+    except OSError as exc:
+        raise CannotWrite(str(target), exc.strerror or str(exc)) from exc
+
+
+@main.command()
+@click.option("--yaml", "spelling", flag_value="yaml", help="For llama-swap's YAML files.")
+@click.option("--toml", "spelling", flag_value="toml", default=True, help="For native files; the default.")
+def schema(spelling: str) -> None:
+    """Print the JSON schema of configuration files, for editors."""
+    import json
+
+    from trioswap.config.jsonschema import schema as made
+
+    click.echo(json.dumps(made("yaml" if spelling == "yaml" else "toml"), indent=2))
 
 
 def _number(least: float, most: float) -> Callable[[click.Context, click.Parameter, float | None], float | None]:

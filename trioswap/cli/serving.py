@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from trioswap.cli.base import config_option, count, log_level_option, main, override, read_config
+from trioswap.cli.base import config_options, count, log_level_option, main, override, read_config
 from trioswap.errors import CannotListen, LlamaExtraMissing
 
 if TYPE_CHECKING:
@@ -25,20 +25,23 @@ _STDERR: Final = 2
 
 
 @main.command()
-@config_option
+@config_options
 @click.option("--listen", metavar="HOST:PORT", help="Instead of what the file says; port 0 is a free one.")
 @log_level_option
-def serve(files: Sequence[str], listen: str | None, log_level: str | None) -> None:
+def serve(
+    files: Sequence[str], directory: str | None, lenient: bool, listen: str | None, log_level: str | None
+) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; a second one cuts what is being served."""
-    run_daemon(override(read_config(files), listen=listen, log_level=log_level), ready_line)
+    config = read_config(files, directory, lenient=lenient)
+    run_daemon(override(config, listen=listen, log_level=log_level), ready_line)
 
 
 @main.command()
-@config_option
-def check(files: Sequence[str]) -> None:
+@config_options
+def check(files: Sequence[str], directory: str | None, lenient: bool) -> None:
     """Validate a configuration and print every mistake."""
     begun = time.perf_counter()
-    config = read_config(files)
+    config = read_config(files, directory, lenient=lenient)
     what = count(len(config.models), "model")
     if config.matrix is not None:
         what += f", a matrix of {count(len(config.matrix.sets), 'set')}"

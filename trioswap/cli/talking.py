@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import click
 
-from trioswap.cli.base import config_option, main, read_config, url_option
+from trioswap.cli.base import config_options, main, read_config, url_option
 from trioswap.errors import Misuse, TrioswapError
 
 if TYPE_CHECKING:
@@ -45,9 +45,11 @@ def queue(url: str) -> None:
 @main.command()
 @click.argument("model")
 @click.option("--resident", metavar="MODEL,...", help="Which models are loaded, in the configuration alone.")
-@config_option
+@config_options
 @click.option("--url", help="Ask the daemon there what would happen now.")
-def plan(model: str, resident: str | None, files: Sequence[str], url: str | None) -> None:
+def plan(
+    model: str, resident: str | None, files: Sequence[str], directory: str | None, lenient: bool, url: str | None
+) -> None:
     """Tell what MODEL needs, whom a request for it would put out, and why.
 
     Without --url the configuration alone is asked.
@@ -57,10 +59,12 @@ def plan(model: str, resident: str | None, files: Sequence[str], url: str | None
     if url is None:
         from trioswap import whatif
 
-        found = whatif.plan(read_config(files), model, resident.split(",") if resident else ())
+        found = whatif.plan(
+            read_config(files, directory, lenient=lenient), model, resident.split(",") if resident else ()
+        )
         click.echo(telling.plan(found, live=False))
         return
-    if resident is not None or files:
+    if resident is not None or files or directory:
         raise Misuse("--url asks a daemon, which knows its configuration and who is resident: no -c, no --resident")
     with _daemon(url) as client:
         click.echo(telling.plan(_answer(client, f"/api/plan/{quote(model, safe='')}", "why"), live=True))
