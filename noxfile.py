@@ -24,14 +24,14 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """mypy, strict."""
-    session.install("-e", ".", MYPY, "nox", "numpy", "ruamel.yaml", "tomlkit", "types-PyYAML")  # numpy: for its types, in tinymodels and traces
+    session.install("-e", ".", MYPY, "nox", "numpy", "types-PyYAML")  # numpy: for its types, in tinymodels and traces
     session.run("mypy")
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Everything but races and large walks: real children, real sockets, the real engine, real clients."""
-    session.install("-e", ".[convert,llama,nvidia,simulate,test]")
+    session.install("-e", ".[llama,nvidia,simulate,test]")
     session.run("pytest", "-m", "not races and not walks", *session.posargs)
 
 

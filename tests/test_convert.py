@@ -260,6 +260,13 @@ def test_values_in_macros_and_the_environment_stay_references(to_toml, to_yaml):
     assert 'ttl: "${t}"' in native.text
 
 
+def test_a_block_that_ends_with_the_file_holds_no_comments(to_toml):
+    """Also without a line break at its end."""
+    text = "models:\n  a:\n    cmd: |\n      x ${PORT}\n      # one\n      # two"
+
+    assert to_toml(text).text == "[models.a]\ncmd = '''\nx ${PORT}\n# one\n# two'''\n\n[groups]\n"
+
+
 # ---- what the other language has no words for -------------------------------------------------------
 
 

@@ -44,6 +44,8 @@ def convert(file: str, output: str | None) -> None:
         click.echo(converted.text, nl=False)
     else:
         _write_new(Path(output), converted.text, language)
+        if Path(output).resolve().parent != source.resolve().parent:
+            click.echo("trioswap: relative paths in it are relative to the new file's directory now", err=True)
     for note in converted.notes:
         click.echo(f"trioswap: {note}", err=True)
 

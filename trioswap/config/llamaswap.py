@@ -7,12 +7,13 @@ filled in.  Whether values are right is judged where all configurations are read
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import defaultdict
+from collections.abc import Collection
 from typing import Any, Final
 
 import attrs
 
-from trioswap.config.document import Copying, Document
+from trioswap.config.document import Copying, Document, Place
 from trioswap.config.keys import Key, keys_of
 from trioswap.config.llamaswap_values import RULES
 from trioswap.config.macros import expand_macros
@@ -40,7 +41,7 @@ def translate(document: Document, mistakes: Mistakes, *, unknown: Mistakes | Non
     native = Document({}, {})
     # Wrong macros are told of where those of the translated document are filled in.
     expanded = expand_macros(document, {}, Mistakes())
-    translation = _Translation(document, expanded, native, mistakes, unknown)
+    translation = _Translation(document, expanded, native, mistakes, unknown, _holders(document))
     native.values.update(translation.top())
     if unknown is not None:
         unknown.places, unknown.shown = native.places, native.shown
@@ -58,6 +59,25 @@ def _at(document: Document, path: Path) -> Any:
     return value
 
 
+def _holders(document: Document) -> set[str]:
+    """The top-level keys with anchors in them that are used elsewhere.
+
+    What an alias stands for has the places of what its anchor is at.
+    """
+    users: dict[Place, set[str]] = defaultdict(set)
+    for path, place in document.places.items():
+        if len(path) > 1:
+            users[place].add(str(path[0]))
+    holders = set()
+    for place, names in users.items():
+        for name in names if len(names) > 1 else ():
+            top = document.place((name,))
+            # An anchor stands before its aliases: what is from before the key is not its own.
+            if top and top.file == place.file and (top.line, top.column) <= (place.line, place.column):
+                holders.add(name)
+    return holders
+
+
 @attrs.frozen(eq=False)
 class _Translation:
     """Goes through a document along the raw classes."""
@@ -68,6 +88,8 @@ class _Translation:
     native: Document
     mistakes: Mistakes
     unknown: Mistakes | None
+    holders: set[str]
+    """Top-level keys that need no meaning."""
 
     def top(self) -> dict[str, Any]:
         """The values of the whole document."""
@@ -95,7 +117,7 @@ class _Translation:
                     self._put(native, table, keys["stripParams"], (*old, name), new)
             elif table is RawConfig and name == "routing":
                 self._put_residency(native)
-            elif not (table is RawConfig and self._is_holder(name)):
+            elif not (table is RawConfig and (name.startswith(_FREE) or name in self.holders)):
                 self._add_unknown((*old, name), new, keys)
         return native
 
@@ -214,7 +236,7 @@ class _Translation:
             if name in names:
                 self._add_priority(models[names[name]], where, ("models", names[name], "priority"))
             else:
-                hint = did_you_mean(name, names)
+                hint = self.mistakes.guess(name, names)
                 self._add_mistake(where, where, found(name, "the name of a model or an alias") + hint)
 
     def _add_priority(self, model: dict[str, Any], old: Path, new: Path) -> None:
@@ -262,23 +284,9 @@ class _Translation:
 
     # ---- keys that are not known ------------------------------------------------------------------
 
-    def _is_holder(self, name: str) -> bool:
-        """Whether the top-level key *name* only holds what is repeated elsewhere.
-
-        What an alias stands for has the places of what its anchor is at.
-        """
-        top = self.source.places.get((name,))
-        if name.startswith(_FREE) or top is None:
-            return True
-        places = self.source.places.items()
-        inside = {place for path, place in places if path[0] == name and len(path) > 1}
-        # An anchor stands before its aliases: what is from before the key is not its own.
-        own = {place for place in inside if place.file == top.file and place.line >= top.line}
-        return any(place in own for path, place in places if path[0] != name)
-
-    def _add_unknown(self, old: Path, holder: Path, known: Iterable[str]) -> None:
+    def _add_unknown(self, old: Path, holder: Path, known: Collection[str]) -> None:
         name = str(old[-1])
-        hint = did_you_mean(name, known) or f", allowed are {', '.join(known)}"
+        hint = self.mistakes.guess(name, known) or f", allowed are {', '.join(known)}"
         # Under a name that no key has: the native one of another key may be spelled like it.
         new = (*holder, f"?{name}")
         self._note(old, new)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Final
 
+import attrs
+
 from trioswap.config.document import Document, Unreadable, read_file
 from trioswap.config.environment import fill_environment
 from trioswap.config.merge import IDENTITY, YAML_IDENTITY, merge
@@ -159,7 +161,11 @@ def _together(
         translated = _yielding(translate(merged, mistakes), parts)
         before = next(index for index, (file, _) in enumerate(documents) if file.suffix in _YAML)
         parts.insert(before, translated)
-    return merge(parts, IDENTITY, mistakes)
+    together = merge(parts, IDENTITY, mistakes)
+    # What was left out, because it is not known, has a place all the same.
+    places = {path: place for part in parts for path, place in part.places.items()} | {**together.places}
+    shown = {path: name for part in parts for path, name in part.shown.items()} | {**together.shown}
+    return attrs.evolve(together, places=places, shown=shown)
 
 
 def _yielding(translated: Document, native: Iterable[Document]) -> Document:

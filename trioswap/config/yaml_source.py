@@ -1,4 +1,4 @@
-"""Reads YAML texts into Documents; the only importer of PyYAML.
+"""Reads YAML texts into Documents.
 
 PyYAML only cuts the text into events, with its C parser where that is built in.  What they
 come to is decided here and in `scalars`, by the rules of YAML 1.2 and of yaml.v3: there is

@@ -13,7 +13,7 @@ from trioswap.convert.writing import WIDTH, Page, quoted
 _BARE: Final = re.compile(r"[A-Za-z0-9_-]+")
 # What stands for itself between single quotes; a line break only in a long text, where CR would be lost.
 _LITERAL: Final = re.compile(r"[\t\x20-\x26\x28-\x7e\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]*")
-_LONG_LITERAL: Final = re.compile(r"(?:(?!'''|\x7f)[\t\n\x20-\ud7ff\ue000-\U0010ffff])*(?<!')")
+_LONG_LITERAL: Final = re.compile(r"(?:(?!'''|\x7f)[\t\n\x20-\ud7ff\ue000-\U0010ffff])*")
 
 
 def write_toml(values: dict[str, Any], comments: Comments) -> str:
