@@ -32,7 +32,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything but races and large walks: real children, real sockets, the real engine, real clients."""
     session.install("-e", ".[llama,nvidia,simulate,test]")
-    session.run("pytest", "-m", "not races and not walks", *session.posargs)
+    session.run("pytest", "-m", "not fuzz and not races and not walks", *session.posargs)
 
 
 @nox.session
@@ -47,6 +47,13 @@ def walks(session: nox.Session) -> None:
     """Every reachable state of larger worlds around the scheduler; some minutes."""
     session.install("-e", ".[simulate,test]")
     session.run("pytest", "-m", "walks", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Mangled configuration files through both readers, bounded; options: -- --fuzz-seed N --fuzz-count N."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "fuzz", *session.posargs)
 
 
 @nox.session
