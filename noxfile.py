@@ -70,3 +70,4 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/swap_latency.py")
     session.run("python", "benchmarks/policies.py")
     session.run("python", "benchmarks/scheduler_cost.py")
+    session.run("python", "benchmarks/config_load.py")

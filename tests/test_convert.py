@@ -547,3 +547,12 @@ def test_the_default_configuration(there_and_back):
     _, back = there_and_back("")
 
     assert back.text == "[memory]\n"
+
+
+@pytest.mark.parametrize("break_", ["\x85", "\u2028", "\u2029"])
+def test_a_comment_stays_a_comment(tmp_path, break_):
+    """What ends a line in one language and not in the other becomes a blank."""
+    path = tmp_path / "c.toml"
+    path.write_text(f"# one {break_}two\nlog_level = 'info'\n", encoding="utf-8")
+
+    assert "# one  two\n" in convert(path, YAML, {}).text

@@ -206,17 +206,10 @@ class Shell(RuleBasedStateMachine):
             if self.serving.pop(ticket, None):
                 self.tell(Left(ticket))
 
-    @precondition(lambda self: self.loading())
+    @precondition(lambda self: any(run.stopping or not run.ready for run in self.runs.values()))
     @rule(pause=pauses, pick=picks)
-    def becomes_ready(self, pause, pick):
-        run = pick_of(self.loading(), pick)
-        run.ready = True
-        self.tell(BecameReady(run.name, run.attempt), pause)
-
-    @precondition(lambda self: any(run.stopping for run in self.runs.values()))
-    @rule(pause=pauses, pick=picks)
-    def has_stopped(self, pause, pick):
-        self.ends(pick_of([run for run in self.runs.values() if run.stopping], pick), pause)
+    def one_is_done(self, pause, pick):
+        self.done(pick_of([run for run in self.runs.values() if run.stopping or not run.ready], pick), pause)
 
     @precondition(lambda self: any(run.gate for run in self.runs.values()))
     @rule(pause=pauses, pick=picks)
@@ -226,14 +219,19 @@ class Shell(RuleBasedStateMachine):
         run.cut = True
         self.tell(Drained(run.name, run.attempt), pause)
 
-    @rule(pause=pauses)
+    @rule(pause=st.none() | pauses)
     def time_passes(self, pause):
-        self.tell(WokeUp(), pause)
+        """As much as was asked for, or any."""
+        asked = self.core.wake_at - self.now
+        self.tell(WokeUp(), asked if pause is None and asked < math.inf else pause or 0.0)
 
-    @precondition(lambda self: self.core.wake_at < math.inf)
-    @rule()
-    def wakes_up(self):
-        self.tell(WokeUp(), self.core.wake_at - self.now)
+    @precondition(lambda self: any(run.stopping or not run.ready for run in self.runs.values()))
+    @rule(pause=pauses)
+    def goes_on(self, pause):
+        """Whatever is being loaded and stopped gets done."""
+        for run in [run for run in self.runs.values() if not run.stuck and (run.stopping or not run.ready)]:
+            self.done(run, pause)
+            pause = 0.0
 
     # ---- what goes wrong --------------------------------------------------------------------------
 
@@ -258,12 +256,11 @@ class Shell(RuleBasedStateMachine):
         else:
             self.ends(run, pause)
 
-    @disturbs(lambda self: any(not run.stuck for run in self.runs.values()))
+    @disturbs(lambda self: self.runs and not any(run.stuck for run in self.runs.values()))
     @rule(pause=pauses, pick=picks)
     def gets_stuck(self, pause, pick):
         """Mostly while it is stopped; or it ended by itself and left something that does not."""
-        stopping = [run for run in self.runs.values() if run.stopping and not run.stuck]
-        run = pick_of(stopping or [run for run in self.runs.values() if not run.stuck], pick)
+        run = pick_of([run for run in self.runs.values() if run.stopping] or self.runs.values(), pick)
         run.stuck = True
         self.dies(run, GotStuck(run.name, run.attempt), pause)
 
@@ -287,7 +284,7 @@ class Shell(RuleBasedStateMachine):
         sizes = {device: ROOM[device] - less for device, less in zip(DEVICES, taken, strict=True)}
         self.tell(Squeezed(sizes), pause)
 
-    @disturbs(lambda self: self.tickets > 40)
+    @disturbs(lambda self: self.calm > 8 * CALM)
     @rule(pause=pauses)
     def shuts_down(self, pause):
         self.closing = True
@@ -305,6 +302,14 @@ class Shell(RuleBasedStateMachine):
         for event in old:
             assert self.tell(event) == []
         assert [*self.core.views(), self.core.wake_at] == before
+
+    def done(self, run: Run, pause: float) -> None:
+        """It is stopped, or ready."""
+        if run.stopping:
+            self.ends(run, pause)
+        else:
+            run.ready = True
+            self.tell(BecameReady(run.name, run.attempt), pause)
 
     def ends(self, run: Run, pause: float, failure: StartFailed | None = None) -> list[Command]:
         self.forget(run.name)
@@ -389,7 +394,7 @@ class Shell(RuleBasedStateMachine):
         assert self.line(name), "no load for nobody (I9)"
         assert name not in self.runs, "one process for a model (I3)"
         others = {other: models[other].holding for other in self.runs}
-        assert self.core.residency.place(name, others) == holding, f"{name} starts beside {sorted(others)} (I4)"
+        assert self.core.residency.place(name, others) is not None, f"{name} starts beside {sorted(others)} (I4)"
         if self.budget is not None:
             over = self.budget.overcommitted({**others, name: holding})
             assert not over.keys() & holding.keys(), "what it takes is there (I4)"
@@ -421,16 +426,20 @@ class Shell(RuleBasedStateMachine):
 
     @invariant()
     def nothing_was_missed(self):
-        fresh = self.fresh_plan()
-        assert not fresh.start
-        assert not fresh.swap
-        # Who does not yield is in the way from its start on; the plan that starts it does not see that yet.
-        unseen = any(model.state is State.STARTING and not model.policy.yields for model in self.core.models.values())
-        assert unseen or not fresh.hopeless
-        shut = {m.name for m in self.core.models.values() if m.state is State.DRAINING and not m.retiring}
-        assert fresh.closed.keys() == shut, "gates are as they should be"
-        expiry = min((model.expires for model in self.core.models.values()), default=math.inf)
-        assert self.now < self.core.wake_at <= min(fresh.wake_at, expiry), "it wakes in time"
+        """A plan made now would change nothing, nor would one at any time before it is asked for."""
+        expiry = min(model.expires for model in self.core.models.values())
+        assert self.now < self.core.wake_at <= expiry, "a time that has passed is acted on, not asked for again"
+        at, looks = self.now, 0
+        while at < self.core.wake_at and looks < 5:
+            plan = self.fresh_plan(at)
+            # Who does not yield is in the way from its start on; the plan that starts it does not see that yet.
+            unseen = any(m.state is State.STARTING and not m.policy.yields for m in self.core.models.values())
+            assert unseen or not plan.hopeless, "who can never be served is told at once (I6)"
+            assert not plan.start, f"it starts at {at}"
+            assert not plan.swap, f"it is put out at {at}"
+            shut = {m.name for m in self.core.models.values() if m.state is State.DRAINING and not m.retiring}
+            assert plan.closed.keys() == shut, f"gates are as they should be at {at}"
+            at, looks = plan.wake_at, looks + 1
 
     @invariant()
     def something_will_happen(self):
@@ -439,10 +448,10 @@ class Shell(RuleBasedStateMachine):
         moves = any(run.stopping or run.gate or not run.ready for run in self.runs.values())
         assert moves or self.core.wake_at < math.inf, "whoever waits, something will happen (I6)"
 
-    def fresh_plan(self) -> Plan:
+    def fresh_plan(self, at: float) -> Plan:
         claims = [model for model in self.core.models.values() if model.is_claim]
         occupied = [model for model in self.core.models.values() if model.state in OCCUPIED]
-        return make_plan(claims, occupied, self.core.residency, self.core.rules, self.now)
+        return make_plan(claims, occupied, self.core.residency, self.core.rules, at)
 
     def teardown(self):
         """When nobody asks for more, and what was begun is done, everybody is answered (I6, I11)."""
@@ -458,16 +467,14 @@ class Shell(RuleBasedStateMachine):
 
     def settle(self) -> None:
         """What comes next without anybody's doing."""
-        stopping = [run for run in self.runs.values() if run.stopping]
+        busy = [run for run in self.runs.values() if run.stopping or not run.ready]
         if self.serving:
             self.is_served(0.5, 0, True)
-        elif self.loading():
-            self.becomes_ready(0.5, 0)
-        elif stopping:
-            self.ends(stopping[0], 0.5)
+        elif busy:
+            self.done(busy[0], 0.5)
         else:
             assert self.core.wake_at < math.inf, f"whoever waits, something will happen (I6): {self.core}"
-            self.wakes_up()
+            self.time_passes(None)
 
 
 def pick_of(some, pick: int):

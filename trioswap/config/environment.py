@@ -15,7 +15,7 @@ from typing import Any, Final
 import attrs
 
 from trioswap.config.document import Copying, Document
-from trioswap.config.mistakes import Mistakes, Path, did_you_mean
+from trioswap.config.mistakes import Mistakes, Path, did_you_mean, quoted
 from trioswap.config.scalars import resolve
 
 # Values of a configuration are command lines at most.  Macros of macros could double with each step.
@@ -100,9 +100,14 @@ def unfilled(text: str, environ: Mapping[str, str]) -> str | None:
     return next((problem for problem in problems if problem is not None), None)
 
 
+def _shown(name: str) -> str:
+    reference = f"${{env.{name}}}"
+    return reference if reference.isprintable() else quoted(reference)
+
+
 def _problem(name: str, environ: Mapping[str, str]) -> str | None:
     """Why `${env.NAME}` has no value that can be used; no message shows what a variable holds."""
-    found = f"found ${{env.{name}}}"
+    found = f"found {_shown(name)}"
     if not _NAME.fullmatch(name):
         return f"{found}, allowed are names of letters, digits and _ that do not begin with a digit"
     if name not in environ:

@@ -16,6 +16,8 @@ WIDTH: Final = 100
 _NEEDS_ESCAPE: Final = re.compile(
     r"[^\x20-\x7e\xa0-\u2027\u202a-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]|[\"\\]"
 )
+# Ends a comment in YAML 1.1, and so for PyYAML; in TOML it is a character like any other.
+_LINE_BREAK: Final = re.compile("[\x85\u2028\u2029]")
 _SHORT: Final = {"\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 
 
@@ -45,8 +47,9 @@ class Page:
         return text and f"{text}\n"
 
     def take(self, path: Path) -> Comment:
-        """What is said about *path*."""
-        return self.comments.pop(path, None) or Comment()
+        """What is said about *path*, on lines that are lines in both languages."""
+        comment = self.comments.pop(path, None) or Comment()
+        return Comment([_LINE_BREAK.sub(" ", line) for line in comment.before], _LINE_BREAK.sub(" ", comment.behind))
 
     def take_all(self, path: Path) -> Comment:
         """The same, with what is said about things within *path* in whole lines."""
