@@ -238,7 +238,7 @@ async def test_any_method_passes(method):
         assert answer.status == 200
         if method == "POST":
             assert answer.json()["echo"] == {"x": 1}
-        assert (await counts(served.model_ports["a"]))["finished"] == 1
+        assert (await counts(served.model_ports["a"]))["started"] == 1
 
 
 async def test_head_has_the_headers_and_no_body():
