@@ -403,6 +403,35 @@ def test_what_is_measured_is_held():
     assert play.budget.footprints.need("a").holdings == ({"ram": 70},)
 
 
+def test_two_claims_do_not_drain_each_others_victim():
+    """Each event would close one gate and open the other, and neither model would ever run dry."""
+    play = Play("abde", needs=dict.fromkeys("abde", 5), size=10, max_wait=2.0)
+    play.policy("a", max_wait=10.0)
+    for name in "de":
+        play.ask(name, 0, 4.0)
+        play.ready(name, 0)
+    play.ask("a", 0)
+    play.ask("b", 8)
+    assert types(play.say(WokeUp(), 16)) == [CloseGate]
+    for now in (17, 18, 19):
+        assert play.ask("b", now) == []
+
+
+def test_a_light_request_that_wakes_an_idle_model_is_thought_about():
+    """It protects the model less than its habit of coming back did, so the time to wake is earlier."""
+    play = Play(turn_lease=4.0, max_wait=2.0)
+    play.core.models["a"].costs.load = Average(10.0, True)
+    play.bring_up("a", 10)
+    for model in play.core.models.values():
+        model.costs.load, model.costs.service = Average(10.0, True), Average(1.0, True)
+        model.costs.gaps.extend([3.0] * 6)
+    play.say(Left(1), 12)
+    assert play.ask("b", 12.1) == []
+    held_until = play.core.wake_at
+    assert types(play.ask("a", 12.2, 0.25)) == [Grant]
+    assert held_until > play.core.wake_at == pytest.approx(12.1 + 2.0 / 4)
+
+
 # ---- the end -----------------------------------------------------------------------------------
 
 

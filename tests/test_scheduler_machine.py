@@ -264,11 +264,14 @@ class Shell(RuleBasedStateMachine):
         else:
             self.ends(run, pause)
 
-    @disturbs(lambda self: self.calm > 3 * CALM and self.runs and not any(run.stuck for run in self.runs.values()))
+    @disturbs(lambda self: self.runs and not any(run.stuck for run in self.runs.values()))
     @rule(pause=pauses, pick=picks)
     def gets_stuck(self, pause, pick):
-        """Mostly while it is stopped; or it ended by itself and left something that does not."""
-        run = pick_of([run for run in self.runs.values() if run.stopping] or self.runs.values(), pick)
+        """While it is stopped; or, rarely, it ended by itself and left something that does not."""
+        stopping = [run for run in self.runs.values() if run.stopping]
+        if not stopping and self.calm < 4 * CALM:
+            return
+        run = pick_of(stopping or self.runs.values(), pick)
         run.stuck = True
         self.dies(run, GotStuck(run.name, run.attempt), pause)
 
@@ -428,6 +431,9 @@ class Shell(RuleBasedStateMachine):
             assert (model.state in OCCUPIED) == (run is not None)
             assert run is None or run.attempt == model.attempt
             assert run is None or run.gate == (model.state is State.DRAINING), "the shell drains what is draining"
+            ending = model.state in (State.DRAINING, State.STOPPING)
+            assert ending or not (model.retiring or model.drained), "what was said of a turn ends with it"
+            assert model.stuck == (run is not None and run.stuck)
             assert not (model.state is State.READY and model.has_room and model.queue.count), "an open gate lets in"
         shown = [view.ticket for view in waiting(self.core.models, self.core.plan, self.core.residency, self.now)]
         assert sorted(shown) == sorted(self.waiting), "whoever waits is shown, once"
@@ -443,8 +449,10 @@ class Shell(RuleBasedStateMachine):
             assert not plan.hopeless, "who can never be served is told at once (I6)"
             assert not plan.start, f"it starts at {at}"
             assert not plan.swap, f"it is put out at {at}"
+            # Two claims may each have closed a gate of which one would do now; the next event opens the other.
             shut = {m.name for m in self.core.models.values() if m.state is State.DRAINING and not m.retiring}
-            assert plan.closed.keys() == shut, f"gates are as they should be at {at}"
+            assert plan.closed.keys() <= shut, f"a gate closes at {at}"
+            assert plan.closed.keys() == shut or len(plan.order) > 1, f"a gate opens at {at}"
             at, looks = plan.wake_at, looks + 1
 
     @invariant()
@@ -491,9 +499,10 @@ def pick_of(some, pick: int):
 
 TestShell = Shell.TestCase
 TestShell.settings = settings(
-    max_examples=200,
+    max_examples=300,
     stateful_step_count=50,
     derandomize=True,
+    report_multiple_bugs=False,
     deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

@@ -211,8 +211,11 @@ class _Planner:
         Who may go at *any_time* is chosen where the claim is overdue; else it takes what is free now, or nothing.
         """
         if self.draining:
+            # Only those that it may have now: else it takes one that drains for somebody else, who drains another.
             chosen = self.residency.victims(
-                claim.name, self.after, lambda name: offers(name) if name in self.draining else None
+                claim.name,
+                self.after,
+                lambda name: offers(name) if name in self.draining and offers.free_at(name) <= self.now else None,
             )
             if chosen is not None:
                 return chosen

@@ -74,8 +74,7 @@ class Scheduler:
         costs: Mapping[str, Costs] | None = None,
         budget: Budget | None = None,
     ) -> None:
-        costs = costs or {}
-        self.models = {n: Model(n, policy, costs.get(n) or Costs()) for n, policy in sorted(policies.items())}
+        self.models = {n: Model(n, policy, (costs or {}).get(n) or Costs()) for n, policy in sorted(policies.items())}
         self.residency = residency
         self.rules = rules or Rules()
         self.plan = Plan()
@@ -161,9 +160,12 @@ class Scheduler:
         if model.out_of_work:
             model.costs.gaps.append(self._now - model.idle_since)
             model.out_of_work = False
+        idle = not model.has_work
         model.queue.add(ticket, self._now, model.policy.weight if weight is None else weight)
         if model.state is State.READY:
             self._grant_all(model)
+            # A light request protects what it wakes less than idleness did.
+            self._stale = self._stale or (idle and bool(self._claims) and model.heaviest < 1.0)
         else:
             self._classify(model)
             # Who loads for somebody already is in nobody's plan; who loaded for nobody was to be put out, perhaps.
@@ -191,9 +193,8 @@ class Scheduler:
         """Nothing is to be decided when others of the same weight go on, or nobody wants the room."""
         self._note_idleness(model)
         idle = not model.leases
-        if (idle and (self._claims or model.retiring or self._over)) or (
-            self._claims and served.weight > model.heaviest
-        ):
+        room_counts = idle and (self._claims or model.retiring or self._over)
+        if room_counts or (self._claims and served.weight > model.heaviest):
             self._stale = True
         if idle and model.retiring:
             self._stop(model, "unloaded")
@@ -351,9 +352,8 @@ class Scheduler:
         """Idle models go, the cheapest first, while others use the memory that they hold."""
         while self._budget is not None and (model := one_to_relieve(self._occupied.values(), self._budget)):
             self._stop(model, "the memory that it holds is used by others")
-        if self._budget is not None:
-            staying = {model.name: model.holding for model in self._occupied.values() if not model.leaving}
-            self._over = bool(self._budget.overcommitted(staying))
+        staying = {model.name: model.holding for model in self._occupied.values() if not model.leaving}
+        self._over = self._budget is not None and bool(self._budget.overcommitted(staying))
 
     def _stop_the_expired(self) -> None:
         for model in list(self._occupied.values()):
