@@ -14,6 +14,10 @@ PACKAGE = Path(trioswap.__file__).parent
 # From the pure core to the command line.  A new module gets its place here first.
 ORDER = [
     # pure: no trio, no clock, no I/O (but reading the configuration file)
+    "errors.base",
+    "errors.people",
+    "errors.clients",
+    "errors.servers",
     "errors",
     "config.mistakes",
     "config.matrix",

@@ -1,0 +1,180 @@
+"""The client's fault (4xx)."""
+
+from __future__ import annotations
+
+from trioswap.errors.base import TrioswapError
+
+
+class RequestError(TrioswapError):
+    """The client sent something that cannot be served."""
+
+    status = 400
+
+
+class BadRequest(RequestError):
+    """The request is malformed."""
+
+
+class AmbiguousLength(BadRequest):
+    """Where the request ends depends on who reads it; the connection is of no further use."""
+
+    def __init__(self) -> None:
+        super().__init__("Content-Length together with Transfer-Encoding is ambiguous; send one of them")
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """RFC 9112, 6.1: what follows may be meant as another's request."""
+        return [(b"connection", b"close")]
+
+
+class MissingModel(RequestError):
+    """No model is named."""
+
+    param = "model"
+
+    def __init__(self) -> None:
+        super().__init__('no model is named; put "model": "NAME" into the JSON body (GET /v1/models lists the names)')
+
+
+class UnknownModel(RequestError):
+    """The model is not configured."""
+
+    status = 404
+    param = "model"
+
+    def __init__(self, model: str, suggestion: str | None = None) -> None:
+        hint = f'; did you mean "{suggestion}"?' if suggestion else "; GET /v1/models lists the names"
+        super().__init__(f'model "{model}" is not configured{hint}')
+        self.model = model
+
+
+class UnknownPath(RequestError):
+    """No route has this path."""
+
+    status = 404
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"no such path: {path}")
+
+
+class WrongMethod(RequestError):
+    """The path exists, but not for this method."""
+
+    status = 405
+
+    def __init__(self, method: str, path: str, allowed: list[str]) -> None:
+        super().__init__(f"{method} is not allowed on {path}; use {' or '.join(allowed)}")
+        self.allowed = allowed
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """RFC 9110, 15.5.6: the methods that would do."""
+        return [(b"allow", ", ".join(self.allowed).encode())]
+
+
+class BodyTooLarge(RequestError):
+    """The request body passes the limit."""
+
+    status = 413
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the request body is larger than {limit} bytes (max_request_body)")
+
+
+class Unauthorized(RequestError):
+    """The client shows no key, or a wrong one."""
+
+    status = 401
+
+    def __init__(self) -> None:
+        super().__init__("unauthorized: invalid or missing API key")
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Browsers ask for a password, which is the key (RFC 9110, 11.6.1)."""
+        return [*super().headers(), (b"www-authenticate", b'Basic realm="trioswap"')]
+
+
+class NotWaiting(RequestError):
+    """No request of that name waits."""
+
+    status = 404
+
+    def __init__(self, request: str) -> None:
+        super().__init__(
+            f'request "{request}" does not wait: it is being served, or over, or there never was one; '
+            "GET /api/queue lists those that wait"
+        )
+
+
+class NoBudget(RequestError):
+    """Memory is asked for where it is not counted."""
+
+    status = 409
+
+    def __init__(self) -> None:
+        super().__init__(
+            "memory is not counted here, because groups or a matrix alone say which models may be resident; "
+            "write [memory] into the configuration"
+        )
+
+
+class Forbidden(RequestError):
+    """The client's key is known, but not enough for this."""
+
+    status = 403
+
+    def __init__(self, key: str, what: str) -> None:
+        super().__init__(f'the key "{key}" may not {what}')
+
+
+class ForeignOrigin(RequestError):
+    """A web page of another origin asks for something that changes or costs something."""
+
+    status = 403
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(f"web pages of {origin} may not ask here; allow them under [cors] origins")
+
+
+class NotLoaded(RequestError):
+    """What may not load a model asks for one that is not loaded (invariant I12)."""
+
+    status = 409
+
+    def __init__(self, model: str, what: str) -> None:
+        super().__init__(f'model "{model}" is not loaded, and {what} does not load it')
+
+
+class TooManyRequests(RequestError):
+    """As many requests as are let in, for this model or by this key, are here already."""
+
+    status = 429
+
+    def __init__(self, whose: str, limit: int, retry_after: int) -> None:
+        super().__init__(f"{whose} has {limit} requests already, and no more are let in; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class Cancelled(RequestError):
+    """An operator cancelled the request.  499 as google.rpc.Code CANCELLED has it; clients do not retry it."""
+
+    status = 499
+
+    def __init__(self) -> None:
+        super().__init__("the request was cancelled by an operator")
+
+
+class NoSuchRequest(RequestError):
+    """There is no request of that number."""
+
+    status = 404
+
+    def __init__(self, request: str) -> None:
+        super().__init__(f'no request "{request}" is here; it may be over')
+
+
+class UnknownProfile(RequestError):
+    """The profile is not configured."""
+
+    status = 404
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f'profile "{name}" is not configured; GET /api/profiles lists them')
