@@ -7,6 +7,7 @@ does besides serving.  Durations are seconds (float), sizes are bytes (int).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
 
@@ -137,3 +138,47 @@ class UiConfig:
 
     session_headers: tuple[str, ...] = SESSION_HEADERS
     """Request headers that tell the session, the first that is there; equal in no two spellings."""
+
+
+Network = IPv4Network | IPv6Network
+
+
+@attrs.frozen
+class KeyConfig:
+    """A key of a client that has a name, and what it may do."""
+
+    name: str
+    digest: bytes = attrs.field(repr=False)
+    """SHA-256 of the key: the key itself is not kept."""
+    models: tuple[str, ...] | None = None
+    """Patterns (`*` is any text) of the names that may be asked for; None: all."""
+    endpoints: tuple[str, ...] | None = None
+    """Patterns of the paths that may be asked; None: all that the rest allows."""
+    peers: bool = True
+    """Models of peers may be asked for."""
+    admin: bool = False
+    """Models may be loaded and unloaded, logs, events and others' requests seen."""
+    read_only: bool = False
+    """Only what is listed may be seen; no model is asked."""
+    weight: float | None = None
+    """How fast the waiting of its requests counts, above 0; None: as the model says."""
+    concurrency: int | None = None
+    """Its requests that are let in at the same time, waiting ones included; None: all."""
+
+
+@attrs.frozen
+class TlsConfig:
+    """Serving over TLS; both files are PEM, and their paths absolute."""
+
+    cert_file: Path
+    key_file: Path
+
+
+@attrs.frozen
+class CorsConfig:
+    """Which web pages may ask."""
+
+    origins: tuple[str, ...] | None = None
+    """Origins such as `https://chat.example`, or `*` alone; None: where keys are asked for all, else those of this host."""
+    private_network: bool = False
+    """Pages from the internet may ask this address of a private network."""

@@ -18,14 +18,18 @@ import attrs
 from trioswap.config.matrix import MatrixConfig
 from trioswap.config.parts import (
     CapabilityConfig,
+    CorsConfig,
     FilterConfig,
     HooksConfig,
+    KeyConfig,
+    Network,
     PeerConfig,
     PerformanceConfig,
     ProfileConfig,
     SelectorConfig,
     StoreConfig,
     TimeoutConfig,
+    TlsConfig,
     UiConfig,
 )
 
@@ -51,6 +55,12 @@ RAM: Final = "ram"
 """The name of host memory; every other device is a GPU."""
 # Images travel in JSON bodies as base64; 128 MiB is ten times the largest a chat client sends today.
 MAX_REQUEST_BODY: Final = 128 * 2**20
+# What is passed on without having to be held in memory: files of speech are large, models of images even more.
+MAX_UPLOAD: Final = 4 * 2**30
+# Long before a proxy on the way gives up on a silent answer (60 s is the default of many).
+HEARTBEAT: Final = 5.0
+# More requests than a household has; each costs some 50 KB while it waits.
+MAX_QUEUE: Final = 1000
 # llama-swap's metricsMaxInMemory, and its captureBuffer as documented (core reference 1.7 and 1.18).
 METRICS_MAX_IN_MEMORY: Final = 1000
 CAPTURE_BUFFER: Final = 10 * 2**20
@@ -130,6 +140,8 @@ class ModelConfig:
     """Requests sent to its server at the same time; the rest wait in trioswap."""
     concurrency_limit: int | None = None
     """Requests let in at the same time, waiting ones included; None: all."""
+    queue_timeout: float | None = None
+    """Seconds that a request waits before it is answered with 503; None: for ever."""
     weight: float = 1.0
     """How fast the waiting of its requests counts; above 0."""
     priority: int = 0
@@ -204,14 +216,26 @@ class Config:
     """Models that load at the same time."""
     listen: str = "127.0.0.1:8080"
     api_keys: tuple[str, ...] = attrs.field(default=(), repr=False)
-    """Clients must show one of them; none: nobody is asked."""
+    """Clients must show one of them, or one of `keys`; where there are none nobody is asked. They may do everything."""
+    keys: Mapping[str, KeyConfig] = attrs.field(factory=dict)
+    """Keys with names, which may do less."""
+    tls: TlsConfig | None = None
+    cors: CorsConfig = attrs.field(factory=CorsConfig)
+    trusted_proxies: tuple[Network, ...] = ()
+    """Whose word counts for where a request came from (X-Forwarded-For)."""
+    heartbeat: float | None = HEARTBEAT
+    """Seconds after which a stream that waits for its model begins with comments, and between two; None: it does not."""
+    max_queue: int = MAX_QUEUE
+    """Requests that wait at the same time, for all models together."""
     log_level: str = "info"
     log_time_format: str = ""
     """How lines of the log tell the time, one of TIME_FORMATS; empty: not at all."""
     log_to_stdout: str = "proxy"
     """Whose lines go to the standard output, one of LOG_TARGETS."""
     max_request_body: int = MAX_REQUEST_BODY
-    """Bytes."""
+    """Bytes of a body that must be read whole to be understood: JSON and forms."""
+    max_upload: int = MAX_UPLOAD
+    """Bytes of any other body: multipart forms with files, and what goes through `/upstream`."""
     state_dir: Path | None = None
     """An absolute path: where the daemon keeps what it learns; None: it chooses."""
     include_aliases_in_list: bool = False
