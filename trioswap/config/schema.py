@@ -224,7 +224,7 @@ class Config:
     trusted_proxies: tuple[Network, ...] = ()
     """Whose word counts for where a request came from (X-Forwarded-For)."""
     heartbeat: float | None = HEARTBEAT
-    """Seconds after which a stream that waits for its model begins with comments, and between two; None: it does not."""
+    """Seconds until a stream that waits for its model begins with comments, and between two; None: it does not."""
     max_queue: int = MAX_QUEUE
     """Requests that wait at the same time, for all models together."""
     log_level: str = "info"
