@@ -27,6 +27,7 @@ from trioswap.config.raw import (
     RawStartup,
     RawUpstream,
 )
+from trioswap.config.raw_access import RawCors, RawKey, RawTls
 from trioswap.config.raw_model import RawCapabilities, RawFilters, RawModel, RawTimeouts
 from trioswap.errors import ConfigError
 
@@ -356,7 +357,7 @@ GOOD = "cmd = 'x ${PORT}'"
             "listen = ':8080'",
             (
                 'listen: found ":8080", allowed is HOST:PORT, such as "127.0.0.1:8080", '
-                'or "0.0.0.0:8080" for every interface'
+                'or "0.0.0.0:8080" for every interface, or unix:/PATH'
             ),
         ),
         ("listen = 'a:70000'", 'listen: found port 70000 in "a:70000", allowed is 0 to 65535'),
@@ -791,8 +792,24 @@ PROFILES = tables(RawProfile, pins=st.dictionaries(NAMES, st.sampled_from(["a", 
 STRATEGIES = st.sampled_from(["pin", "warm", "spillover"])
 SELECTORS = tables(RawSelector, strategy=STRATEGIES | VALUES, targets=TARGETS | VALUES)
 PEERS = tables(RawPeer, proxy=st.just("https://h/x") | VALUES, models=TARGETS | VALUES, filters=FILTERS | VALUES)
+KEYS = tables(
+    RawKey,
+    key=st.sampled_from(["k", "l", ""]) | VALUES,
+    hash=st.just("sha256:" + "0" * 64) | VALUES,
+    models=TARGETS | VALUES,
+    endpoints=st.lists(st.sampled_from(["/v1/*", "x"]), max_size=2) | VALUES,
+)
+ORIGINS = st.lists(st.sampled_from(["*", "null", "http://a", "http://a/x", "http://a:0", "app://b"]), max_size=3)
+PROXIES = st.lists(st.sampled_from(["::1", "10.0.0.0/8", "10.0.0.1/8", "10", "::1%a", ""]), max_size=3)
+LISTEN = st.sampled_from(["unix:/x", "unix:x", "h:1"])
 DOCUMENTS = tables(
     RawConfig,
+    listen=LISTEN | VALUES,
+    api_keys=st.lists(st.sampled_from(["k", ""]), max_size=2) | VALUES,
+    keys=st.dictionaries(NAMES, KEYS | VALUES, max_size=3) | VALUES,
+    tls=tables(RawTls) | VALUES,
+    cors=tables(RawCors, origins=ORIGINS | VALUES) | VALUES,
+    trusted_proxies=PROXIES | VALUES,
     memory=tables(RawMemory, devices=DEVICES | VALUES) | VALUES,
     matrix=tables(RawMatrix, sets=st.dictionaries(NAMES, EXPRESSIONS | VALUES, max_size=3) | VALUES) | VALUES,
     models=st.dictionaries(NAMES, MODELS | VALUES, max_size=3) | VALUES,

@@ -83,6 +83,13 @@ RIGHT: dict[Any, list[Any]] = {
     Json: [1, "${x}", True, [1, "a"], {"b": {"c": 0.5}}],
     Any: ["x ${PORT}", 4096, 0.7, "${env.HOME}/x"],
 }
+RIGHT_ONES: dict[str, list[Any]] = {
+    "endpoints": [["/v1/*"], []],
+    "origins": [["*"], ["https://a", "APP://b:443"]],
+    "trusted_proxies": [["::1", "10.0.0.0/8"], []],
+    "read_only": [False],
+    "listen": ["unix:/x/y", "0.0.0.0:8080"],
+}
 COMMANDS = ["x ${PORT}", "x ${PORT} ${x}", "x ${PORT} 'a b'\n# c\n", ["x", "${PORT}"]]
 SETS = ["a", "a & b", "a | (b & c)", "+s | b"]
 
@@ -172,8 +179,12 @@ def made_up(rng: random.Random) -> Example:
 def table(raw: type, rng: random.Random, *, is_toml: bool) -> dict[str, Any]:
     keys = list(keys_of(raw).values())
     chosen = rng.sample(keys, rng.randrange(min(len(keys), 8)))
-    chosen += [key for key in keys if key.required or key.name in ("cmd", "models", "macros")]
-    return {key.name if is_toml else key.yaml: value(key, rng, is_toml=is_toml) for key in chosen if key.name != "gguf"}
+    chosen += [key for key in keys if key.required or key.name in ("cmd", "key", "models", "macros")]
+    return {
+        key.name if is_toml else key.yaml: value(key, rng, is_toml=is_toml)
+        for key in chosen
+        if key.name not in ("gguf", "hash")
+    }
 
 
 def value(key: Key, rng: random.Random, *, is_toml: bool) -> Any:
@@ -189,6 +200,10 @@ def value(key: Key, rng: random.Random, *, is_toml: bool) -> Any:
         return {"x": rng.choice(RIGHT[Any]), "y": "${x}"}
     if key.name in ("cmd", "cmd_stop"):
         return rng.choice(COMMANDS)
+    if key.name in RIGHT_ONES:
+        return rng.choice(RIGHT_ONES[key.name])
+    if key.name == "key":
+        return f"k{rng.randrange(100)}"
     if key.name in ("sets", "members", "targets"):
         return {"s": rng.choice(SETS[:3]), "t": rng.choice(SETS)} if key.name == "sets" else rng.sample("abc", 2)
     return plain(key.type, key.choices, rng)

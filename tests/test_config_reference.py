@@ -68,6 +68,9 @@ def test_names_in_yaml_are_those_of_llama_swap():
     assert spelled["ui.activity.session_id"] == "session_id"
     assert spelled["models.*.capabilities.in"] == "in"
     assert spelled["models.*.timeouts.tls_handshake"] == "tlsHandshake"
+    assert spelled["keys.*.read_only"] == "readOnly"
+    assert spelled["keys.*.key"] == "key"
+    assert spelled["tls.cert_file"] == "certFile"
 
 
 LITERALS = [key for key in keys_of(RawConfig).values() if key.default and is_literal(key.default)]
@@ -180,6 +183,8 @@ def test_the_examples_are_valid(path):
         "models.a = { cmd = 'x', memory = 5, env = { A = '' }, metadata = { x = [1, { y = false }] } }",
         "memory.devices = { gpu0 = 'auto', ram = 0 }",
         "macros = { a = 1, b-c = 'x', d = true, e = 0.5 }",
+        "keys = { a.key = 'k', b = { hash = 'sha256:0', weight = 0.5, concurrency = '${n}' } }",
+        "tls = { cert_file = 'a', key_file = 'b' }\ncors = {}\nheartbeat = 0\ntrusted_proxies = []",
     ],
 )
 def test_right_files_are_valid(text):
@@ -220,6 +225,14 @@ def test_right_files_are_valid(text):
         "selectors.s = { strategy = 'hot', targets = ['a'] }",
         "peers.p = { proxy = 'http://h' }",
         "routing = {}",
+        "keys.a = {}",
+        "keys.a = { key = 'k', hash = 'h' }",
+        "keys.a = { key = 'k', weight = 0 }",
+        "keys.' a'.key = 'k'",
+        "keys.a = 'k'",
+        "tls = { cert_file = 'a' }",
+        "cors.origin = []",
+        "max_queue = 0",
     ],
 )
 def test_wrong_files_are_refused(text):

@@ -450,6 +450,7 @@ MODELS = st.fixed_dictionaries(
         "unload_timeout": SECONDS,
         "health_check_timeout": NOT_0,
         "max_wait": SECONDS,
+        "queue_timeout": SECONDS,
         "concurrency_limit": st.integers(1, 9),
         "priority": st.integers(-9, 9) | st.just("${n}"),
         "weight": st.sampled_from([1, 0.5]),
@@ -466,6 +467,11 @@ MODELS = st.fixed_dictionaries(
 RESIDENCY = st.sampled_from(
     [{}, {"groups": {}}, {"groups": {"yes": {"swap": False, "members": []}}}, {"memory": {"headroom": 0}}]
 )
+KEYS = [
+    {"key": "0124", "models": ["*"], "endpoints": ["/v1/*", "/yes"], "peers": False, "weight": 0.5},
+    {"key": "${n}k", "admin": True, "concurrency": 3},
+    {"hash": "sha256:" + "0" * 64, "read_only": True},
+]
 SETTINGS = tables(
     log_level=st.sampled_from(["debug", "warning"]),
     capture_buffer=st.sampled_from([0, 7, 5 * 2**20, "10MiB", "1KiB", "${n}", "${n}MiB"]),
@@ -474,6 +480,15 @@ SETTINGS = tables(
     performance=tables(every=st.sampled_from([5, 7.5, "10s"]), disabled=FLAGS),
     metrics_max_in_memory=st.integers(1, 9),
     api_keys=st.lists(st.sampled_from(["k", "0123", "yes", "1e5"]), max_size=3),
+    keys=st.dictionaries(NAMES, st.sampled_from(KEYS), max_size=1),
+    cors=tables(origins=st.sampled_from([["*"], [], ["http://a:1", "App://yes"]]), private_network=FLAGS),
+    tls=st.just({"cert_file": "a.crt", "key_file": "a.key"}),
+    listen=st.sampled_from(["unix:/run/a b", "0.0.0.0:1"]),
+    trusted_proxies=st.lists(st.sampled_from(["::1", "10.0.0.0/8"]), max_size=2),
+    heartbeat=SECONDS,
+    queue_timeout=SECONDS,
+    max_queue=st.integers(1, 9) | st.just("${n}"),
+    max_upload=st.sampled_from([5, "1KiB", "${n}MiB"]),
     upstream=tables(ignore_paths=st.just([r"\.js$", "#"])),
     ui=tables(activity=tables(session_id=st.just(["X-Id"]))),
     peers=st.just({"p": {"proxy": "http://h", "models": ["0123", "m"], "api_key": "5"}}),

@@ -24,7 +24,8 @@ OURS = {
     "turnLease", "linger", "parallel", "memory", "models.*.gguf", "models.*.args", "models.*.portOwner",
     "models.*.stopSignal", "models.*.maxWait", "models.*.drainTimeout", "models.*.unloadDrainTimeout",
     "models.*.turnLease", "models.*.linger", "models.*.parallel", "models.*.weight", "models.*.priority",
-    "models.*.loadCost", "models.*.stopCost", "models.*.memory", "models.*.device",
+    "models.*.loadCost", "models.*.stopCost", "models.*.memory", "models.*.device", "models.*.queueTimeout",
+    "queueTimeout", "maxQueue", "maxUpload", "heartbeat", "trustedProxies", "keys", "tls", "cors",
 }  # fmt: skip
 """Keys that llama-swap does not have, or not there; with them goes all that is within."""
 ROUTING = {

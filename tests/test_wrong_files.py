@@ -435,6 +435,36 @@ apiKeys:
 - "two words"
 >> 2: apiKeys[0]: found something else (not shown, it may be a secret), allowed is text in quotes
 >> 3: apiKeys[1]: found a key with spaces or control characters, allowed are keys without
+#### keys and who may ask
+apiKeys: [one]
+trustedProxies:
+- 10.0.0.0/8
+- 10.1.0.0/8
+queueTimeout: soon
+keys:
+  bob: my-secret
+  eve:
+    key: one
+    models: [quen]
+    endpoints:
+    - v1/models
+  joe: {hash: my-secret, admin: true, readOnly: true}
+cors:
+  origins: [https://chat.example/, "*"]
+tls: {certFile: a.crt}
+models:
+  qwen: {cmd: serve ${PORT}}
+>> 4: trustedProxies[1]: found "10.1.0.0/8", which is an address within a network, allowed is an address or a network, such as "10.0.0.5" or "10.0.0.0/8", did you mean "10.0.0.0/8"?
+>> 5: queueTimeout: found "soon", allowed is a number of seconds from 0 up, or text such as "90s", "1h30m", "500ms", "2d"
+>> 7: keys.bob: found something else (not shown, it may be a secret), allowed is a table
+>> 9: keys.eve.key: found the key that is one of api_keys already, allowed is one of its own
+>> 10: keys.eve.models[0]: found "quen", allowed is the name of a model, an alias, a selector, a pin or a peer's model, or a pattern of such names, did you mean "qwen"?
+>> 12: keys.eve.endpoints[0]: found "v1/models", allowed is a path such as "/v1/embeddings" or "/v1/audio/*", without ? and #
+>> 13: keys.joe.hash: found something else (not shown, it may be a secret), allowed is "sha256:" and 64 hexadecimal digits, as `trioswap key new` makes it
+>> 13: keys.joe.readOnly: found read_only beside admin, allowed is one of them
+>> 15: cors.origins[0]: found "https://chat.example/", allowed is SCHEME://HOST[:PORT] without a path, such as "https://chat.example", or "*" alone, did you mean "https://chat.example"?
+>> 15: cors.origins[1]: found "*" beside other origins, allowed is SCHEME://HOST[:PORT] without a path, such as "https://chat.example", or "*" alone
+>> 16: tls.keyFile: found none, allowed is the path of a PEM file
 """
 
 IN_TOML = r"""
@@ -458,7 +488,7 @@ unlisted = "yes"
 aliases = "b"
 ttl = true
 >> 1: start_port: found "5800", allowed is a whole number
->> 2: api_keys: found "k", allowed is an array of texts
+>> 2: api_keys: found something else (not shown, it may be a secret), allowed is an array of texts
 >> 5: models.a.cmd: found 5, allowed is text or an array of texts
 >> 6: models.a.unlisted: found "yes", allowed is true or false
 >> 7: models.a.aliases: found "b", allowed is an array of texts

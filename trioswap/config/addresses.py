@@ -14,6 +14,10 @@ from trioswap.config.mistakes import found, shown
 
 _HOST: Final = r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])"
 _LISTEN: Final = re.compile(rf"{_HOST}:(?P<port>[0-9]{{1,9}})")
+_UNIX: Final = "unix:"
+_SOCKET: Final = re.compile(r"/[^/](?:.*[^/])?", re.DOTALL)
+# What the address of a socket has room for, without the NUL that ends it (unix(7): 108 with it).
+LONGEST_SOCKET: Final = 107
 _URL: Final = re.compile(rf"(?P<scheme>https?)://{_HOST}(?::(?P<port>[0-9]{{1,9}}))?(?:/[!-~]*)?")
 _QUERY: Final = re.compile(r"[?#]")
 _PORTS: Final = {"http": 80, "https": 443}
@@ -40,16 +44,41 @@ class Address:
         return self.host in _WILDCARDS and (other.host in _WILDCARDS or _LOOPBACK.fullmatch(other.host) is not None)
 
 
-def parse_listen(value: str) -> Address:
-    """The address meant by a `listen` of HOST:PORT; port 0 lets the system choose.
+@attrs.frozen
+class UnixAddress:
+    """A socket in the file system."""
+
+    path: str
+    """Absolute."""
+
+    def overlaps(self, _: Address) -> bool:
+        """No: servers of models and peers are asked at ports."""
+        return False
+
+
+def parse_listen(value: str) -> Address | UnixAddress:
+    """The address meant by a `listen` of HOST:PORT or unix:/PATH; port 0 lets the system choose.
 
     Raises:
-        ValueError: it has another form, or the port is beyond 65535.
+        ValueError: it has another form, the port is beyond 65535, or the path is too long for a socket.
     """
+    if value.startswith(_UNIX):
+        return _socket(value)
     match = _LISTEN.fullmatch(value)
     if match is None:
-        raise ValueError(found(value, 'HOST:PORT, such as "127.0.0.1:8080", or "0.0.0.0:8080" for every interface'))
+        allowed = 'HOST:PORT, such as "127.0.0.1:8080", or "0.0.0.0:8080" for every interface, or unix:/PATH'
+        raise ValueError(found(value, allowed))
     return _address(match, int(match["port"]), lowest_port=0)
+
+
+def _socket(value: str) -> UnixAddress:
+    path = value.removeprefix(_UNIX)
+    if not _SOCKET.fullmatch(path) or not path.isprintable():
+        raise ValueError(found(value, 'unix: and an absolute path, such as "unix:/run/trioswap.sock"'))
+    length = len(path.encode())
+    if length > LONGEST_SOCKET:
+        raise ValueError(f"found a path of {length} bytes, allowed are at most {LONGEST_SOCKET} for a socket")
+    return UnixAddress(path)
 
 
 def parse_proxy(value: str) -> Address:

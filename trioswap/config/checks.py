@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
+from typing import Final, TypeVar
 
+from trioswap.config.access import check_keys
 from trioswap.config.addresses import Address, parse_listen, parse_proxy
 from trioswap.config.coexist import Coexistence, groups_coexist
 from trioswap.config.mistakes import Mistakes, Path, found, quoted
@@ -32,6 +33,8 @@ from trioswap.config.schema import (
 )
 from trioswap.config.values import format_size
 
+T = TypeVar("T")
+
 _DEVICE: Final = re.compile(r"[A-Za-z0-9_-]+")
 # Of a model that a mistake may have put out of its group: one that excludes all others, so
 # that nothing is said to clash which may not.
@@ -48,6 +51,7 @@ def check(config: Config, mistakes: Mistakes) -> None:
     _check_addresses(config, group_of, mistakes)
     check_peers(config.peers, config.listen, mistakes)
     check_routes(config, mistakes)
+    check_keys(config, mistakes)
     _check_preload(config, mistakes)
     # Last: a mistake about a whole table would hide those within it.
     _check_names(config, mistakes)
@@ -74,7 +78,7 @@ def _check_choices(config: Config, mistakes: Mistakes) -> None:
 
 
 def _check_names(config: Config, mistakes: Mistakes) -> None:
-    for table in ("models", "profiles", "selectors", "peers"):
+    for table in ("models", "profiles", "selectors", "peers", "keys"):
         for name in getattr(config, table):
             check_name((table, name), name, mistakes)
     for group in config.groups:
@@ -214,7 +218,7 @@ def _check_addresses(config: Config, group_of: dict[str, GroupConfig], mistakes:
         neighbours.setdefault((address, group.name if group is not None else None), name)
 
 
-def _address(path: Path, parse: Callable[[str], Address], value: str, mistakes: Mistakes) -> Address | None:
+def _address(path: Path, parse: Callable[[str], T], value: str, mistakes: Mistakes) -> T | None:
     if mistakes.about(path):
         return None
     try:

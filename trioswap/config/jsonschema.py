@@ -27,6 +27,7 @@ from trioswap.config.kinds import (
     Whole,
 )
 from trioswap.config.raw import RawConfig, RawMatrix, RawMemory, RawProfile
+from trioswap.config.raw_access import RawKey
 from trioswap.config.raw_model import RawModel
 from trioswap.config.values import DURATION_PATTERN, LARGEST, MOST, SIZE_PATTERN
 from trioswap.config.yaml_shapes import more_keys, wider
@@ -103,6 +104,8 @@ def _table(table: type, spelling: Spelling, parts: dict[str, Schema]) -> Schema:
         shape["required"] = required
     if table is RawModel:
         shape["anyOf"] = [{"required": ["cmd"]}, {"required": ["gguf"]}]
+    if table is RawKey:
+        shape["oneOf"] = [{"required": ["key"]}, {"required": ["hash"]}]
     return shape
 
 

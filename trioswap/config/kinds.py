@@ -62,8 +62,13 @@ def read_text(value: object) -> str:
 def read_secret(value: object) -> str:
     """The same, but the mistake does not show it: lines of mistakes end up in logs and reports."""
     if not isinstance(value, str) or "\0" in value:
-        raise ValueError("found something else (not shown, it may be a secret), allowed is text in quotes")
+        raise ValueError(hidden("text in quotes"))
     return value
+
+
+def hidden(allowed: str) -> str:
+    """What `found` says, but of a value that may be a secret in the wrong place."""
+    return f"found something else (not shown, it may be a secret), allowed is {allowed}"
 
 
 def read_flag(value: object) -> bool:

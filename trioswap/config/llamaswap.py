@@ -119,6 +119,9 @@ class _Translation:
                 self._put_residency(native)
             elif not (table is RawConfig and (name.startswith(_FREE) or name in self.holders)):
                 self._add_unknown((*old, name), new, keys)
+        for name, key in keys.items():
+            if key.required and value.get(name) is None:  # so that it is called missing by the name it has here
+                self.native.shown[(*new, key.name)] = (*old, name)
         return native
 
     def _put(self, native: dict[str, Any], table: type, key: Key, old: Path, holder: Path) -> None:

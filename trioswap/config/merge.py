@@ -15,7 +15,7 @@ from trioswap.config.document import Copying, Document
 from trioswap.config.mistakes import Mistakes, Path
 
 IDENTITY: Final[frozenset[Path]] = frozenset(
-    (name,) for name in ("models", "groups", "profiles", "selectors", "peers", "matrix")
+    (name,) for name in ("models", "groups", "profiles", "selectors", "peers", "keys", "matrix")
 )
 """Tables of which no two files may have the same key, in native documents."""
 YAML_IDENTITY: Final[frozenset[Path]] = IDENTITY | {

@@ -96,6 +96,7 @@ class ModelReader:
             unload_timeout=given(written.unload_timeout, above.unload_timeout, default=_DEFAULTS.unload_timeout),
             stop_signal=self._stop_signal(),
             max_wait=given(written.max_wait, above.max_wait, default=_DEFAULTS.max_wait),
+            queue_timeout=given(written.queue_timeout, above.queue_timeout, default=0.0) or None,  # 0 says for ever
             drain_timeout=given(written.drain_timeout, above.drain_timeout, default=_DEFAULTS.drain_timeout),
             unload_drain_timeout=given(
                 written.unload_drain_timeout, above.unload_drain_timeout, default=_DEFAULTS.unload_drain_timeout

@@ -179,6 +179,6 @@ class CorsConfig:
     """Which web pages may ask."""
 
     origins: tuple[str, ...] | None = None
-    """Origins such as `https://chat.example`, or `*` alone; None: all where keys are asked for, else those of this host."""
+    """Origins such as `https://chat.example`, or `*` alone; None: all where keys are asked for, else of this host."""
     private_network: bool = False
     """Pages from the internet may ask this address of a private network."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from trioswap.config.addresses import Address, parse_listen, parse_peer
+from trioswap.config.addresses import Address, UnixAddress, parse_listen, parse_peer
 from trioswap.config.mistakes import Mistakes, quoted
 from trioswap.config.parts import PEER_RESPONSE_HEADER, PeerConfig
 from trioswap.config.raw import RawPeer
@@ -78,14 +78,14 @@ def check_peers(peers: Mapping[str, PeerConfig], listen: str, mistakes: Mistakes
                 mistakes.add(("peers", peer.name, "models"), f"{text}, allowed is a name of its own")
 
 
-def _listening(listen: str) -> Address | None:
+def _listening(listen: str) -> Address | UnixAddress | None:
     try:
         return parse_listen(listen)
     except ValueError:
         return None  # told where the address itself is judged
 
 
-def _check_address(peer: PeerConfig, here: Address | None, mistakes: Mistakes) -> None:
+def _check_address(peer: PeerConfig, here: Address | UnixAddress | None, mistakes: Mistakes) -> None:
     path = ("peers", peer.name, "proxy")
     if mistakes.about(path):
         return

@@ -51,7 +51,7 @@ def _anchored(document: Document, directories: Mapping[str, FilePath]) -> Docume
     def change(path: Path, value: Any, text: str | None) -> tuple[Any, str | None]:
         place = document.places.get(path)
         match path:
-            case ("state_dir",) | ("store", "path") | ("models", _, "gguf"):
+            case ("state_dir",) | ("store", "path") | ("tls", "cert_file" | "key_file") | ("models", _, "gguf"):
                 is_relative = isinstance(value, str) and value and not value.startswith("~")
                 if is_relative and place is not None and place.file in directories:
                     # An absolute path stays what it is when something is put before it.

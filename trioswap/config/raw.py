@@ -2,7 +2,7 @@
 
 Here only shapes are judged: known keys, right types, values that can be read at all.
 `None` means "not written"; what that comes to is decided in `resolve`.  A model's table is
-in `raw_model`.
+in `raw_model`, those about who may ask are in `raw_access`.
 """
 
 # ruff: noqa: RUF009 - `key` declares a field, as attrs.field does
@@ -16,6 +16,7 @@ import attrs
 from trioswap.config.keys import key
 from trioswap.config.kinds import Amount, Capacity, Count, Duration, Json, Number, Patience, Secret, Size
 from trioswap.config.mistakes import Mistakes, Path
+from trioswap.config.raw_access import RawCors, RawKey, RawTls
 from trioswap.config.raw_model import MACROS, RawFilters, RawModel, RawTimeouts
 from trioswap.config.schema import LOG_LEVELS, LOG_TARGETS, POLICIES, STRATEGIES, TIME_FORMATS
 from trioswap.config.strict import Wrong, structure
@@ -188,10 +189,15 @@ class RawConfig:
     """The whole file."""
 
     listen: str | None = key(
-        "Where clients connect, `HOST:PORT`. `0.0.0.0:8080` listens on every interface, port 0 lets the system choose.",
+        "Where clients connect, `HOST:PORT`, or `unix:/PATH` of a socket. `0.0.0.0:8080` listens on every interface,"
+        " port 0 lets the system choose.",
         default='"127.0.0.1:8080"',
     )
-    api_keys: list[Secret] | None = key("The keys of which clients must show one.", default="[]")
+    api_keys: list[Secret] | None = key(
+        "Keys of which clients must show one, or one of `keys`; these may do everything. Where there are none at all,"
+        " nobody is asked.",
+        default="[]",
+    )
     log_level: str | None = key("How much is logged.", default='"info"', choices=LOG_LEVELS)
     log_time_format: str | None = key(
         "How lines of the log tell the time; empty: not at all.", default='""', choices=TIME_FORMATS
@@ -206,7 +212,15 @@ class RawConfig:
     start_port: int | None = key(
         "The first port for `${PORT}`. Models that use it get one each, in the order of their names.", default="5800"
     )
-    max_request_body: Size | None = key("The largest request body.", default='"128MiB"', unit="bytes")
+    max_request_body: Size | None = key(
+        "The largest request body of those that must be read whole: JSON and forms.", default='"128MiB"', unit="bytes"
+    )
+    max_upload: Size | None = key(
+        "The largest request body of those that are passed on as they come: forms with files, and what goes through"
+        " `/upstream`.",
+        default='"4GiB"',
+        unit="bytes",
+    )
     state_dir: str | None = key(
         "Where what trioswap learns about models is kept, a directory. Relative to the directory of the configuration;"
         " `~` is your home.",
@@ -217,6 +231,22 @@ class RawConfig:
         ' `"fifo"`, by priority and then by arrival, as llama-swap does it.',
         default='"lease"',
         choices=POLICIES,
+    )
+    max_queue: Count | None = key(
+        "Requests that wait at the same time, for all models together; the next are answered with 503.",
+        default="1000",
+        unit="requests",
+    )
+    heartbeat: Duration | None = key(
+        "How long a streaming answer that waits for its model stays silent: then it begins with a comment, and goes on"
+        " with one each time so much has passed; 0: it stays silent.",
+        default="5",
+        unit="s",
+    )
+    trusted_proxies: list[str] | None = key(
+        "Proxies that are believed where a request came from (`X-Forwarded-For`): addresses, or networks such as"
+        " `10.0.0.0/8`.",
+        default="[]",
     )
     parallel_loads: Count | None = key("Models that load at the same time.", default="1")
     global_ttl: Duration | None = key(
@@ -235,6 +265,9 @@ class RawConfig:
         "How long a request waits for a model that is not resident before the models in its way take no new requests.",
         default="60",
         unit="s",
+    )
+    queue_timeout: Duration | None = key(
+        "How long a request waits before it is answered with 503; 0: as long as it takes.", default="0", unit="s"
     )
     drain_timeout: Duration | None = key(
         "How long a swap then waits for the requests that a model is still serving, before it cuts them off.",
@@ -279,6 +312,9 @@ class RawConfig:
         " `routing.router.settings`."
     )
     memory: RawMemory | None = key("The memory of the machine, as the budget that models share.")
+    keys: dict[str, RawKey] | None = key("Keys of clients that have names and may do less, by name.")
+    tls: RawTls | None = key("Serving over TLS.", default="without")
+    cors: RawCors | None = key("Which web pages may ask.")
     hooks: RawHooks | None = key("What is done when something happens.")
     profiles: dict[str, RawProfile] | None = key(
         "Sets of names that are sent elsewhere, by name; one of them can be made active while trioswap runs."
@@ -311,7 +347,7 @@ def _mend(document: dict[str, Any], path: Path) -> None:
     """Take the wrong value at *path* out of *document*.
 
     What others may refer to keeps its place: list elements keep their indices; models,
-    groups, devices and the like keep their names.
+    groups, devices, keys and the like keep their names.
     """
     *parents, last = path
     holder: Any = document
@@ -320,7 +356,7 @@ def _mend(document: dict[str, Any], path: Path) -> None:
     match path:
         case (*_, int()):
             holder[last] = ""
-        case ("models" | "groups" | "profiles" | "selectors" | "peers", _):
+        case ("models" | "groups" | "profiles" | "selectors" | "peers" | "keys", _):
             holder[last] = {}
         case ("memory", "devices", _):
             holder[last] = "auto"

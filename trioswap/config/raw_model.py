@@ -152,6 +152,11 @@ class RawModel:
         default=_AS_ABOVE,
         unit="s",
     )
+    queue_timeout: Duration | None = key(
+        "How long a request for it waits before it is answered with 503; 0: as long as it takes.",
+        default=_AS_ABOVE,
+        unit="s",
+    )
     drain_timeout: Duration | None = key(
         "How long a swap waits for requests that it is serving.", default=_AS_ABOVE, unit="s"
     )

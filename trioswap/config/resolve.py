@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path as FilePath
 from typing import Final
 
+from trioswap.config.access import read_api_keys, read_cors, read_keys, read_proxies, read_tls
 from trioswap.config.addresses import MAX_PORT
 from trioswap.config.later import not_acted_on
 from trioswap.config.matrix import MatrixConfig, read_matrix
@@ -22,7 +23,6 @@ from trioswap.config.routes import read_profile, read_selector
 from trioswap.config.schema import AUTO, START_PORT, Config, GroupConfig, MemoryConfig
 from trioswap.config.settings import (
     absolute,
-    read_api_keys,
     read_hooks,
     read_ignore_paths,
     read_performance,
@@ -49,6 +49,7 @@ def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
     names = {alias: model.name for model in models.values() for alias in model.aliases} | {
         name: name for name in models
     }
+    api_keys = read_api_keys(raw.api_keys or (), mistakes)
     groups, matrix, memory = _residency(raw, models, mistakes)
     return Config(
         models=models,
@@ -58,11 +59,18 @@ def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
         policy=given(raw.policy, default=_DEFAULTS.policy),
         parallel_loads=given(raw.parallel_loads, default=_DEFAULTS.parallel_loads),
         listen=given(raw.listen, default=_DEFAULTS.listen),
-        api_keys=read_api_keys(raw.api_keys or (), mistakes),
+        api_keys=api_keys,
+        keys=read_keys(raw.keys or {}, api_keys, mistakes),
+        tls=read_tls(raw.tls, directory, mistakes),
+        cors=read_cors(raw.cors, mistakes),
+        trusted_proxies=read_proxies(raw.trusted_proxies or (), mistakes),
+        heartbeat=given(raw.heartbeat, default=_DEFAULTS.heartbeat) or None,  # 0 says none
+        max_queue=given(raw.max_queue, default=_DEFAULTS.max_queue),
         log_level=given(raw.log_level, default=_DEFAULTS.log_level),
         log_time_format=given(raw.log_time_format, default=_DEFAULTS.log_time_format),
         log_to_stdout=given(raw.log_to_stdout, default=_DEFAULTS.log_to_stdout),
         max_request_body=given(raw.max_request_body, default=_DEFAULTS.max_request_body),
+        max_upload=given(raw.max_upload, default=_DEFAULTS.max_upload),
         state_dir=_state_dir(raw.state_dir, directory, mistakes),
         include_aliases_in_list=given(raw.include_aliases_in_list, default=_DEFAULTS.include_aliases_in_list),
         metrics_max_in_memory=given(raw.metrics_max_in_memory, default=_DEFAULTS.metrics_max_in_memory),

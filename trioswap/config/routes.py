@@ -6,7 +6,7 @@ From what is written to what is meant, and what must hold between the names (cor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 import attrs
@@ -51,6 +51,40 @@ def read_selector(name: str, raw: RawSelector, mistakes: Mistakes) -> SelectorCo
     )
 
 
+@attrs.frozen
+class Names:
+    """What clients may ask for."""
+
+    all: Mapping[str, None]
+    """Models, aliases, models of peers, selectors and pins; in this order."""
+    certain: bool
+    """Whether these are all: a name that a mistake hides is not called unknown."""
+
+    @classmethod
+    def of(cls, config: Config, mistakes: Mistakes) -> Names:
+        """Those of *config*, in which there are these *mistakes*."""
+        pins = (pin for profile in config.profiles.values() for pin in profile.pins)
+        hidden = mistakes.touch(("profiles",)) or not _targets_are_certain(config, mistakes)
+        return cls(dict.fromkeys([*_targets(config), *config.selectors, *pins]), not hidden)
+
+
+def _targets(config: Config) -> list[str]:
+    """All names that mean a model, of ours or of a peer."""
+    peers = peer_names(config.peers)
+    aliases = (alias for model in config.models.values() for alias in model.aliases)
+    return [*config.models, *aliases, *peers.bare, *peers.qualified]
+
+
+def _targets_are_certain(config: Config, mistakes: Mistakes) -> bool:
+    """Whether all of these, and selectors, are known."""
+    return not (
+        mistakes.about(("models",))
+        or mistakes.about(("selectors",))
+        or mistakes.touch(("peers",))
+        or any(mistakes.touch(("models", name, key)) for name in config.models for key in ("aliases", "filters"))
+    )
+
+
 def check_routes(config: Config, mistakes: Mistakes) -> None:
     """Add what is wrong with the profiles and selectors of *config* to *mistakes*."""
     judge = _Judge(config, mistakes)
@@ -71,19 +105,12 @@ class _Judge:
     names: list[str] = attrs.field(init=False)
     """All that a name may be, to guess from."""
     certain: bool = attrs.field(init=False)
-    """Whether all of these are known: a name that a mistake hides is not called unknown."""
+    """Whether these are all: a name that a mistake hides is not called unknown."""
 
     def __attrs_post_init__(self) -> None:
-        config, mistakes = self.config, self.mistakes
-        self.peers = peer_names(config.peers)
-        aliases = (alias for model in config.models.values() for alias in model.aliases)
-        self.names = [*config.models, *aliases, *self.peers.bare, *self.peers.qualified]
-        self.certain = not (
-            mistakes.about(("models",))
-            or mistakes.about(("selectors",))
-            or mistakes.touch(("peers",))
-            or any(mistakes.touch(("models", name, key)) for name in config.models for key in ("aliases", "filters"))
-        )
+        self.peers = peer_names(self.config.peers)
+        self.names = _targets(self.config)
+        self.certain = _targets_are_certain(self.config, self.mistakes)
 
     # ---- selectors ------------------------------------------------------------------------
 

@@ -1,14 +1,14 @@
 """What the daemon does besides serving models, from what is written to what is meant.
 
-Keys of clients, paths that load nothing, what is loaded at the start, the list of past
-requests, measurements, the web pages.
+Paths that load nothing, what is loaded at the start, the list of past requests,
+measurements, the web pages.
 """
 
 from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Final
 
@@ -29,19 +29,6 @@ _MOST_PATTERNS: Final = 64
 _LONGEST_PATTERN: Final = 500
 # A field name of HTTP (RFC 9110, 5.6.2).
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-
-
-def read_api_keys(written: Iterable[str], mistakes: Mistakes) -> tuple[str, ...]:
-    """Each key once; no mistake shows one."""
-    keys: dict[str, None] = {}
-    for index, key in enumerate(written):
-        if not key:
-            mistakes.add(("api_keys", index), "found an empty key, allowed are keys of at least one character")
-        elif any(char.isspace() or not char.isprintable() for char in key):
-            text = "found a key with spaces or control characters, allowed are keys without"
-            mistakes.add(("api_keys", index), text)
-        keys[key] = None
-    return tuple(keys)
 
 
 def read_ignore_paths(written: Sequence[str], mistakes: Mistakes) -> tuple[re.Pattern[str], ...]:
@@ -89,17 +76,8 @@ def read_store(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Store
     """The file of past requests."""
     if raw.store is None:
         return None
-    written, allowed = raw.store.path or "", "the path of a file"
-    path = absolute(written, directory, ("store", "path"), allowed, mistakes)
-    if path is None:
-        return None
-    try:
-        problem = "it is a directory" if path.is_dir() else None
-    except OSError as exc:
-        problem = f"cannot look at it: {exc.strerror}"
-    if problem is not None:
-        mistakes.add(("store", "path"), f"{found(written, allowed)} ({problem})")
-    return StoreConfig(path)
+    path = file_path(raw.store.path or "", directory, ("store", "path"), "the path of a file", mistakes)
+    return None if path is None else StoreConfig(path)
 
 
 def read_performance(raw: RawPerformance | None, mistakes: Mistakes) -> PerformanceConfig | None:
@@ -121,6 +99,20 @@ def read_ui(raw: RawConfig, mistakes: Mistakes) -> UiConfig:
         elif header:
             headers.setdefault(header.lower(), header)
     return UiConfig(session_headers=tuple(headers.values()))
+
+
+def file_path(written: str, directory: FilePath, path: Path, allowed: str, mistakes: Mistakes) -> FilePath | None:
+    """The same as `absolute`, and no directory, which is looked at."""
+    file = absolute(written, directory, path, allowed, mistakes)
+    if file is None:
+        return None
+    try:
+        problem = "it is a directory" if file.is_dir() else None
+    except OSError as exc:
+        problem = f"cannot look at it: {exc.strerror}"
+    if problem is not None:
+        mistakes.add(path, f"{found(written, allowed)} ({problem})")
+    return file
 
 
 def absolute(written: str, directory: FilePath, path: Path, allowed: str, mistakes: Mistakes) -> FilePath | None:

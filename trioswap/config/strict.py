@@ -8,7 +8,7 @@ business of `raw`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, TypeVar, get_origin
+from typing import Any, Final, TypeVar, get_args, get_origin
 
 import attrs
 from cattrs import Converter
@@ -24,7 +24,7 @@ from cattrs.errors import (
 from cattrs.gen import make_dict_structure_fn, override
 
 from trioswap.config.keys import keys_of
-from trioswap.config.kinds import READERS, Amount, Command, Json, Need, read_json_scalar
+from trioswap.config.kinds import READERS, Amount, Command, Json, Need, Secret, hidden, read_json_scalar
 from trioswap.config.mistakes import Path, did_you_mean, found
 from trioswap.config.values import SIZES
 
@@ -83,12 +83,14 @@ def _hook(read: Callable[[object], object]) -> StructureHook:
     return lambda value, _: read(value)
 
 
-def _guarded(kind: type, allowed: str, hook: StructureHook) -> StructureHook:
-    """*hook* for values of *kind* only."""
+def _guarded(kind: type, allowed: str, hook: StructureHook, *, hides: bool) -> StructureHook:
+    """*hook* for values of *kind* only; *hides*: what may be a secret in the wrong place is not shown."""
 
     def structure(value: object, type_: Any) -> object:
         if not isinstance(value, kind):
-            raise ValueError(found(value, allowed))
+            raise ValueError(
+                hidden(allowed) if hides and isinstance(value, str | int | float) else found(value, allowed)
+            )
         return hook(value, type_)
 
     return structure
@@ -99,10 +101,19 @@ def _origin_is(kind: type) -> Callable[[Any], bool]:
     return lambda type_: get_origin(type_) is kind
 
 
+def _holds_secret(type_: Any) -> bool:
+    """Whether a secret is expected right in a value of *type_*, so that it may stand in its place."""
+    if isinstance(type_, type) and attrs.has(type_):
+        return any(_holds_secret(key.type) for key in keys_of(type_).values() if key.table is None)
+    arguments = get_args(type_)
+    return type_ is Secret or (bool(arguments) and _holds_secret(arguments[-1]))
+
+
 def _table_hook(table: type, converter: Converter) -> StructureHook:
     renamed = {key.attribute: override(rename=key.name) for key in keys_of(table).values()}
     # Other settings of the function share its keyword arguments with the names of fields.
-    return _guarded(dict, "a table", make_dict_structure_fn(table, converter, **renamed))  # type: ignore[arg-type]
+    hook: StructureHook = make_dict_structure_fn(table, converter, **renamed)  # type: ignore[arg-type]
+    return _guarded(dict, "a table", hook, hides=_holds_secret(table))
 
 
 def _make_converter() -> Converter:
@@ -134,12 +145,16 @@ def _make_converter() -> Converter:
     converter.register_structure_hook(Json, json)
     converter.register_structure_hook_factory(
         _origin_is(list),
-        lambda type_: _guarded(list, "an array of texts", list_structure_factory(type_, converter)),
+        lambda type_: _guarded(
+            list, "an array of texts", list_structure_factory(type_, converter), hides=_holds_secret(type_)
+        ),
     )
     converter.register_structure_hook_factory(
         _origin_is(dict),
         # Keys are text anyway, and names have rules of their own (`checks`), so keys are not structured.
-        lambda type_: _guarded(dict, "a table", mapping_structure_factory(type_, converter, key_type=Any)),
+        lambda type_: _guarded(
+            dict, "a table", mapping_structure_factory(type_, converter, key_type=Any), hides=_holds_secret(type_)
+        ),
     )
     converter.register_structure_hook_factory(attrs.has, lambda type_: _table_hook(type_, converter))
     return converter
