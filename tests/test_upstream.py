@@ -7,12 +7,15 @@ import socket
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trioswap import upstream
-from trioswap.errors import BadRequest, UpstreamFailed
+from trioswap import connection
+from trioswap.config.parts import TimeoutConfig
+from trioswap.errors import BadRequest, UpstreamFailed, UpstreamTimedOut
+from trioswap.spool import Spool
 from trioswap.upstream import Upstream, end_to_end
 
 GUARD = 30  # seconds; only a hang gets there
@@ -85,10 +88,10 @@ async def serve(nursery):
     """Start a server; gives it and an Upstream that talks to it."""
     made = []
 
-    async def start(script, base=""):
+    async def start(script, base="", **timeouts):
         server = Server(script)
         await server.start(nursery)
-        made.append(Upstream("m", f"http://127.0.0.1:{server.port}{base}"))
+        made.append(Upstream("m", f"http://127.0.0.1:{server.port}{base}", TimeoutConfig(**timeouts)))
         return server, made[-1]
 
     with trio.fail_after(GUARD):
@@ -321,7 +324,7 @@ async def test_a_long_body_comes_whole(serve):
     async with up.request("GET", b"/", [], b"") as response:
         pieces = [piece async for piece in response.chunks()]
     assert b"".join(pieces) == body
-    assert max(map(len, pieces)) <= upstream.READ_SIZE
+    assert max(map(len, pieces)) <= connection.READ_SIZE
 
 
 async def test_a_long_head_is_legal(serve):
@@ -449,9 +452,21 @@ async def test_a_connection_is_not_waited_for_for_ever(full_port, autojump_clock
     up, before, started = Upstream("m", f"http://127.0.0.1:{full_port}"), open_files(), trio.current_time()
     with pytest.raises(UpstreamFailed, match="no connection within 30 s") as caught:
         await ask(up)
-    assert caught.value.before_first_byte is True
+    assert isinstance(caught.value, UpstreamTimedOut)
+    assert (caught.value.before_first_byte, caught.value.status) == (True, 504)
     assert trio.current_time() - started == pytest.approx(30)
     assert open_files() == before
+
+
+async def test_how_long_a_connection_is_waited_for_is_configured(full_port, autojump_clock):
+    """`connect` is the limit, and without it there is none of ours."""
+    started = trio.current_time()
+    with pytest.raises(UpstreamTimedOut, match=r"no connection within 2 s \(connect\)"):
+        await ask(Upstream("m", f"http://127.0.0.1:{full_port}", TimeoutConfig(connect=2.0)))
+    assert trio.current_time() - started == pytest.approx(2)
+    with trio.move_on_after(3600) as hour:
+        await ask(Upstream("m", f"http://127.0.0.1:{full_port}", TimeoutConfig(connect=None)))
+    assert hour.cancelled_caught
 
 
 # ---- the pool ----
@@ -734,6 +749,283 @@ async def test_a_server_may_answer_while_it_reads(serve):
     _, up = await serve(script)
     assert (await ask(up, "POST", body=HUGE + b"!"))[2] == b"earlylate"
     assert up.idle == 1
+
+
+# ---- bodies that are not in memory ----
+
+LARGE = bytes(range(256)) * 50_000
+
+
+@pytest.fixture
+async def large():
+    """A body of 12.8 MB in a file."""
+    with Spool() as body:
+        for start in range(0, len(LARGE), 100_000):
+            await body.write(LARGE[start : start + 100_000])
+        assert body.in_memory is None
+        yield body
+
+
+def keeping(got):
+    """A script: keep each request's body, and answer."""
+
+    async def script(peer):
+        while request := await peer.request():
+            got.append(request.partition(b"\r\n\r\n")[2])
+            await peer.say(OK)
+
+    return script
+
+
+async def test_a_spooled_body_arrives_whole_and_again(serve, large):
+    """It is sent with its length, from its beginning each time, with what is replaced in it; the connection is kept."""
+    got = []
+    server, up = await serve(keeping(got))
+    for body in (large, large, large.splice(2, 100, b"new")):
+        assert (await ask(up, "POST", body=body))[2] == b"ok"
+    assert got == [LARGE, LARGE, LARGE[:2] + b"new" + LARGE[100:]]
+    assert (server.connections, up.idle) == (1, 1)
+
+
+async def test_a_spooled_body_may_be_small_or_empty(serve):
+    """What is in memory is sent as well, and nothing has a length too."""
+    got = []
+    _, up = await serve(keeping(got))
+    with Spool() as body:
+        assert (await ask(up, "POST", body=body))[2] == b"ok"
+        await body.write(b"small")
+        assert (await ask(up, "POST", body=body))[2] == b"ok"
+    assert got == [b"", b"small"]
+    assert up.idle == 1
+
+
+@pytest.mark.parametrize("hang_up", [False, True])
+async def test_an_early_refusal_of_a_spooled_body_is_heard(serve, large, hang_up):
+    """Whether the server waits or hangs up, its answer counts, and the half-used connection is closed."""
+
+    async def script(peer):
+        await peer.head()
+        await peer.say(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+        if not hang_up:
+            await peer.gone()
+
+    _, up = await serve(script)
+    assert await ask(up, "POST", body=large) == (413, [(b"content-length", b"3")], b"big")
+    assert up.idle == 0
+
+
+async def test_a_spooled_body_survives_a_server_that_speaks_all_the_time(serve, large):
+    """Each word of the server interrupts the sending; no byte is lost or comes twice."""
+    got = []
+
+    async def script(peer):
+        data = b""
+        while not (begun := data.partition(b"\r\n\r\n"))[1] or len(begun[2]) < len(LARGE):
+            data += await peer.stream.receive_some()
+            await peer.say(b"HTTP/1.1 102 Processing\r\n\r\n")
+        got.append(begun[2])
+        await peer.say(OK)
+        await peer.gone()
+
+    _, up = await serve(script)
+    assert (await ask(up, "POST", body=large))[2] == b"ok"
+    assert got == [LARGE]
+    assert up.idle == 1
+
+
+async def test_a_spooled_body_goes_on_after_the_head_of_the_answer(serve, large):
+    """A server may begin its answer and read on."""
+    got = []
+
+    async def script(peer):
+        data = await peer.head()
+        await peer.say(CHUNKED + b"5\r\nearly\r\n")
+        while not data.endswith(b"the end"):
+            data += await peer.stream.receive_some()
+        got.append(data.partition(b"\r\n\r\n")[2])
+        await peer.say(b"0\r\n\r\n")
+        await peer.gone()
+
+    _, up = await serve(script)
+    assert (await ask(up, "POST", body=large.splice(large.size, large.size, b"the end")))[2] == b"early"
+    assert got == [LARGE + b"the end"]
+    assert up.idle == 1
+
+
+@attrs.frozen
+class Stuck:
+    """A body whose second piece does not come."""
+
+    size: int = 1000
+
+    async def read(self, offset, size):
+        if offset:
+            await trio.sleep_forever()
+        return b"x" * 10
+
+
+async def test_a_connection_with_half_a_request_on_it_is_not_kept(serve):
+    """Even when all that was read is sent, and the answer is complete, the server waits for the rest."""
+
+    async def script(peer):
+        await peer.head()
+        await peer.say(OK)
+        await peer.gone()
+
+    _, up = await serve(script)
+    assert (await ask(up, "POST", body=Stuck()))[2] == b"ok"
+    assert up.idle == 0
+
+
+async def test_a_body_that_cannot_be_read_ends_the_request(serve, large):
+    """A broken disk is nobody's fault: the error passes as it is, and the server notices."""
+    left = trio.Event()
+
+    async def script(peer):
+        await peer.gone()
+        left.set()
+
+    _, up = await serve(script)
+    large._file.truncate(1_000_000)
+    with pytest.RaisesGroup(OSError):
+        await ask(up, "POST", body=large)
+    await left.wait()
+    assert up.idle == 0
+
+
+async def test_a_spooled_body_on_a_dead_idle_connection_is_sent_again_from_the_start(serve, large):
+    """A server that resets an idle connection while the body comes gets all of it on a fresh one."""
+    got = []
+
+    async def script(peer):
+        got.append((await peer.request()).partition(b"\r\n\r\n")[2])
+        await peer.say(OK)
+        if peer.number == 0:
+            await peer.stream.receive_some(1_000_000)
+            peer.reset()
+        else:
+            await peer.gone()
+
+    server, up = await serve(script)
+    await ask(up)
+    assert (await ask(up, "POST", body=large))[2] == b"ok"
+    assert got == [b"", LARGE]
+    assert server.connections == 2
+
+
+async def test_a_spooled_body_that_is_cancelled_half_way_can_be_sent_to_another(serve, large):
+    """The server notices, no file stays open but the spool's, and the next gets the whole body."""
+    reached, left, got = trio.Event(), trio.Event(), []
+
+    async def script(peer):
+        if peer.number == 0:
+            await peer.stream.receive_some(1_000_000)
+            reached.set()
+            await left.wait()
+            await peer.gone()
+        else:
+            await keeping(got)(peer)
+
+    _, up = await serve(script)
+    before = open_files()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: ask(up, "POST", body=large))
+        await reached.wait()
+        await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel(reason="test")
+    assert open_files() == before + 1  # the server's end
+    left.set()
+    assert (await ask(up, "POST", body=large))[2] == b"ok"
+    assert got == [LARGE]
+
+
+# ---- limits of time ----
+
+
+async def test_an_answer_is_not_waited_for_longer_than_is_configured(serve, mock_clock):
+    """After `response_header` it is 504, the server notices, and the request is not sent again."""
+    asked, left = trio.Event(), trio.Event()
+
+    async def script(peer):
+        await peer.request()
+        await peer.say(OK)
+        await peer.request()
+        asked.set()
+        await peer.gone()
+        left.set()
+
+    mock_clock.rate = 1.0
+    server, up = await serve(script, response_header=10.0)
+    await ask(up)
+
+    async def in_vain():
+        with pytest.raises(UpstreamTimedOut, match=r"no answer within 10 s \(response_header\)") as caught:
+            await ask(up, "POST", body=b"x")
+        assert (caught.value.status, caught.value.before_first_byte) == (504, True)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(in_vain)
+        await asked.wait()
+        await wait_all_tasks_blocked()
+        mock_clock.jump(10)
+    await left.wait()
+    assert (server.connections, up.idle) == (1, 0)
+
+
+async def test_the_time_for_the_answer_begins_when_all_is_sent(serve, mock_clock):
+    """A server that takes long to read a body has its time afterwards, and a begun answer may take any time."""
+    now, later = trio.Event(), trio.Event()
+
+    async def script(peer):
+        await peer.head()
+        await now.wait()
+        while not (await peer.stream.receive_some()).endswith(b"!"):
+            pass
+        await peer.say(CHUNKED)
+        await later.wait()
+        await peer.say(b"0\r\n\r\n")
+
+    mock_clock.rate = 1.0
+    _, up = await serve(script, response_header=10.0)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: ask(up, "POST", body=HUGE + b"!"))
+        for event in (now, later):
+            await wait_all_tasks_blocked(0.01)
+            mock_clock.jump(10)
+            await wait_all_tasks_blocked()
+            event.set()
+
+
+async def test_connections_that_were_idle_for_too_long_are_not_used(serve, mock_clock):
+    """After `idle_conn` they are closed at the next request."""
+    gone = []
+
+    async def script(peer):
+        await saying(OK, OK)(peer)
+        gone.append(peer.number)
+
+    mock_clock.rate = 1.0
+    server, up = await serve(script, idle_conn=15.0)
+    await ask(up)
+    await ask(up)
+    assert (server.connections, up.idle) == (1, 1)
+    mock_clock.jump(15)
+    await ask(up)
+    await wait_all_tasks_blocked()
+    assert (server.connections, up.idle, gone) == (2, 1, [0])
+
+
+@pytest.mark.parametrize(("every", "on", "seconds"), [(30.0, 1, 30), (0.2, 1, 1), (1e9, 1, 32767), (None, 0, None)])
+async def test_the_kernel_probes_idle_connections(serve, every, on, seconds):
+    """`keepalive` is the time between probes, in whole seconds and as many as Linux takes."""
+    _, up = await serve(saying(OK), keepalive=every)
+    async with up.request("GET", b"/", [], b"") as response:
+        sock = response._connection._socket
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == on
+        if on:
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == seconds
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == seconds
 
 
 # ---- leaving early ----

@@ -192,7 +192,7 @@ class ModelProcess:
     async def _serve(self, child: trio.Process, task_status: Report) -> StartFailed | None:
         failure = await self._wait_ready(child)
         if failure is None:
-            task_status.started(Upstream(self.spec.name, self.spec.proxy))
+            task_status.started(Upstream(self.spec.name, self.spec.proxy, self.spec.timeouts))
             code = await child.wait()
             task_status.died()
             logger.warning(

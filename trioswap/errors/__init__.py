@@ -28,6 +28,7 @@ from trioswap.errors.clients import (
     NotLoaded,
     NotWaiting,
     RequestError,
+    StorageFull,
     TooManyRequests,
     Unauthorized,
     UnknownModel,
@@ -36,6 +37,7 @@ from trioswap.errors.clients import (
     WrongMethod,
 )
 from trioswap.errors.people import (
+    BadCertificate,
     CannotListen,
     CannotWrite,
     ConfigError,
@@ -64,10 +66,12 @@ from trioswap.errors.servers import (
     StartFailed,
     StillLoading,
     UpstreamFailed,
+    UpstreamTimedOut,
 )
 
 __all__ = [
     "AmbiguousLength",
+    "BadCertificate",
     "BadRequest",
     "BodyTooLarge",
     "Cancelled",
@@ -105,6 +109,7 @@ __all__ = [
     "ShuttingDown",
     "StartFailed",
     "StillLoading",
+    "StorageFull",
     "TooManyRequests",
     "TrioswapError",
     "Unauthorized",
@@ -112,5 +117,6 @@ __all__ = [
     "UnknownPath",
     "UnknownProfile",
     "UpstreamFailed",
+    "UpstreamTimedOut",
     "WrongMethod",
 ]

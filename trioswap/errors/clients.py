@@ -75,8 +75,19 @@ class BodyTooLarge(RequestError):
 
     status = 413
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"the request body is larger than {limit} bytes (max_request_body)")
+    def __init__(self, limit: int, setting: str) -> None:
+        super().__init__(f"the request body is larger than {limit} bytes ({setting})")
+
+
+class StorageFull(RequestError):
+    """The request body is larger than memory is meant for, and the disk does not take it (RFC 4918, 11.5)."""
+
+    status = 507
+
+    def __init__(self, where: str, why: str) -> None:
+        super().__init__(
+            f"the request body cannot be kept in {where}: {why}; make room there, or set TMPDIR to another directory"
+        )
 
 
 class Unauthorized(RequestError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from trioswap.errors.base import TrioswapError
 
 
@@ -23,6 +25,14 @@ class LlamaExtraMissing(Misuse):
 
     def __init__(self) -> None:
         super().__init__("the embedded engine is not installed; run: pip install 'trioswap[llama]'")
+
+
+class BadCertificate(Misuse):
+    """A certificate or its key cannot be used; `path` is the file to look at."""
+
+    def __init__(self, path: Path, what: str, advice: str) -> None:
+        self.path = path
+        super().__init__(f"cannot serve TLS with {path}: {what}; {advice}")
 
 
 # ---- the world's ------------------------------------------------------------------------

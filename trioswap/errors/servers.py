@@ -112,6 +112,12 @@ class UpstreamFailed(ModelError):
         self.why, self.before_first_byte = why, before_first_byte
 
 
+class UpstreamTimedOut(UpstreamFailed):
+    """The model server took no connection, or did not begin its answer, in the time that `timeouts` gives it."""
+
+    status = 504
+
+
 class QueueTimedOut(ModelError):
     """The request waited as long as it may."""
 
