@@ -1,16 +1,22 @@
-"""The commands that need no daemon: about configurations, and the scheduler in virtual time."""
+"""The commands that need no daemon: about configurations and keys, and the scheduler in virtual time."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from trioswap.cli.base import main, read_config
 from trioswap.errors import CannotWrite, Misuse
+
+# Characters; headers of 64 KiB are refused anyway, and the standard input may be endless.
+_LONGEST_KEY: Final = 4096
+# More bytes than such a key and its line break can have in UTF-8.
+_MOST_READ: Final = 4 * _LONGEST_KEY + 3
 
 
 @main.command()
@@ -74,6 +80,60 @@ def schema(spelling: str) -> None:
     from trioswap.config.jsonschema import schema as made
 
     click.echo(json.dumps(made("yaml" if spelling == "yaml" else "toml"), indent=2))
+
+
+@main.group()
+def key() -> None:
+    """Make keys for clients; the configuration holds only their hashes."""
+
+
+@key.command()
+@click.argument("name", default="client", metavar="[NAME]")
+def new(name: str) -> None:
+    """Print a fresh key for the client NAME, and the lines of TOML that let it in.
+
+    The key is shown this once and kept nowhere.
+    """
+    import tomli_w
+
+    from trioswap.config.mistakes import found
+
+    # What the reader of the configuration asks of names.
+    if not name or not name.isprintable() or name != name.strip():
+        raise Misuse(f"NAME: {found(name, 'a name of printable characters without spaces around it')}")
+    made = new_key()
+    click.echo(made)
+    click.echo()
+    click.echo(tomli_w.dumps({"keys": {name: {"hash": _hash(made)}}}), nl=False)
+
+
+@key.command("hash")
+def hash_of_key() -> None:
+    """Read a key from the standard input, and print the hash of it for `[keys.NAME]`."""
+    if sys.stdin.isatty():
+        written = click.prompt("Key", hide_input=True, err=True)
+    else:
+        # What is no UTF-8 becomes surrogates, which nobody prints.
+        data = sys.stdin.buffer.read(_MOST_READ)
+        written = data.decode("utf-8", "surrogateescape").removesuffix("\n").removesuffix("\r")
+    if not 0 < len(written) <= _LONGEST_KEY or any(char.isspace() or not char.isprintable() for char in written):
+        raise Misuse(  # without what was found: that may be a key
+            "found something else on the standard input, allowed is one key, without spaces or control characters"
+        )
+    click.echo(_hash(written))
+
+
+def new_key() -> str:
+    """A fresh key: 32 random bytes, so nobody finds it by trying, in letters that need no quotes anywhere."""
+    import secrets
+
+    return f"ts-{secrets.token_urlsafe(32)}"
+
+
+def _hash(written: str) -> str:
+    from trioswap.access import digest_of
+
+    return f"sha256:{digest_of(written).hex()}"
 
 
 def _number(least: float, most: float) -> Callable[[click.Context, click.Parameter, float | None], float | None]:
