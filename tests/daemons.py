@@ -258,6 +258,18 @@ def speakers(body: bytes) -> list[str]:
     return [text if text == "[DONE]" else json.loads(text)["model"] for text in data]
 
 
+async def ending(client) -> str:
+    """How a response that was cut ends: the error in its last event, or "broken off"."""
+    received = b""
+    try:
+        while data := await client.piece():
+            received = (received + data)[-10_000:]
+    except h11.RemoteProtocolError:
+        return "broken off"
+    last = received.decode().strip().rpartition("\n\n")[2]
+    return json.loads(last.removeprefix("data: "))["error"]["message"]
+
+
 # ---- what has become of it ------------------------------------------------------------------
 
 

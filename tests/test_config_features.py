@@ -264,10 +264,10 @@ def test_what_is_not_acted_on_yet_is_told():
         "send_loading_state = false\n"
         + model("filters.strip_params = ['x']\nmetadata = {}\nttl = 5")
         + model("filters.set_params = { x = 1 }\ncompat.ignore_websockets = false", name="b")
-        + "\n[ui.activity]\n[hooks.on_startup]\npreload = ['a']"
+        + "\n[ui.activity]\nsession_id = ['x']\n[hooks.on_startup]\npreload = ['a']"
     )
 
-    assert config.not_acted_on() == ("hooks", "metrics_max_in_memory", "models.*.filters")
+    assert config.not_acted_on() == ("metrics_max_in_memory", "ui")
 
 
 @pytest.mark.parametrize("text", ["", "listen = '127.0.0.1:1'\npolicy = 'fifo'" + model("memory = 5\nweight = 2")])

@@ -1,79 +1,18 @@
-"""What a request asks for, read from its bytes."""
+"""What the head of a request says, and what of it travels on."""
 
 from __future__ import annotations
 
-import contextlib
-import json
+import math
+from ipaddress import ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trioswap.errors import AmbiguousLength, BadRequest, MissingModel
-from trioswap.request import check_framing, forwarded, model_in, split_upstream
+from trioswap.errors import AmbiguousLength
+from trioswap.request import check_framing, client_of, forwarded, preferred_wait, split_upstream
 
 NAMES = frozenset({"a", "author", "author/model", "author/model:q4", "with space", "ümlaut"})
-
-
-# ---- the model in a body ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b'{"model": "a"}',
-        b'\xef\xbb\xbf{"model": "a"}',
-        '{"model": "a"}'.encode("utf-16"),
-        b'{"messages": [{"model": "b"}], "model": "\\u0061"}',
-    ],
-    ids=["plain", "byte order mark", "UTF-16", "nested and escaped"],
-)
-def test_the_model_is_found(body):
-    """JSON in any encoding that JSON may have; only the top level counts."""
-    assert model_in(body) == "a"
-
-
-@pytest.mark.parametrize("body", [b"{}", b'{"model": null}', b'{"model": ""}'])
-def test_no_model_is_missing(body):
-    """Not there, null and empty are the same mistake."""
-    with pytest.raises(MissingModel, match="no model is named"):
-        model_in(body)
-
-
-@pytest.mark.parametrize(
-    ("body", "why"),
-    [
-        (b"", "not JSON"),
-        (b"model=a", "not JSON"),
-        (b'{"model": "a"', "not JSON"),
-        (b"\xff\xfe\xfd", "not JSON"),
-        (b"[" * 200_000, "not JSON"),
-        (b"9" * 5000, "not JSON"),
-        (b'["a"]', "must be a JSON object"),
-        (b'"a"', "must be a JSON object"),
-        (b"null", "must be a JSON object"),
-        (b'{"model": 1}', '"model" must be a string'),
-        (b'{"model": ["a"]}', '"model" must be a string'),
-        (b'{"model": false}', '"model" must be a string'),
-    ],
-)
-def test_what_names_no_model_is_a_mistake_of_the_client(body, why):
-    """Each says what is wrong; none is anything else than a BadRequest, however deep or long it is."""
-    with pytest.raises(BadRequest, match=why):
-        model_in(body)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
-)
-
-
-@given(st.binary(max_size=60) | JSON.map(lambda document: json.dumps({"model": document}).encode()))
-def test_no_bytes_break_the_reader(body):
-    """Any bytes, and anything for a model: a name comes out, or a mistake of the client."""
-    with contextlib.suppress(BadRequest, MissingModel):
-        assert model_in(body)
 
 
 # ---- framing --------------------------------------------------------------------------------
@@ -92,23 +31,68 @@ def test_a_length_stated_twice_is_refused():
 # ---- headers --------------------------------------------------------------------------------
 
 
+HERE = [ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8"), ip_network("::1/128")]
+
+
 @pytest.mark.parametrize(
-    ("sent", "client", "chain"),
+    ("peer", "sent", "client"),
     [
-        ([], "192.0.2.9", [b"192.0.2.9"]),
-        ([b"192.0.2.1"], "192.0.2.9", [b"192.0.2.1, 192.0.2.9"]),
-        ([b"192.0.2.1, 192.0.2.2", b"192.0.2.3"], "::1", [b"192.0.2.1, 192.0.2.2, 192.0.2.3, ::1"]),
-        ([b"192.0.2.1"], None, [b"192.0.2.1"]),
-        ([], None, []),
+        ("192.0.2.9", [], "192.0.2.9"),
+        ("192.0.2.9", [b"192.0.2.1"], "192.0.2.9"),
+        ("127.0.0.1", [], "127.0.0.1"),
+        ("127.0.0.1", [b"192.0.2.1"], "192.0.2.1"),
+        ("::ffff:127.0.0.1", [b"192.0.2.1"], "192.0.2.1"),
+        ("::1", [b"198.51.100.7, 192.0.2.1, 10.0.0.2"], "192.0.2.1"),
+        ("::1", [b"198.51.100.7", b"10.0.0.3", b"10.0.0.2"], "198.51.100.7"),
+        ("127.0.0.1", [b"10.0.0.3"], "10.0.0.3"),
+        ("127.0.0.1", [b"unknown"], "127.0.0.1"),
+        ("127.0.0.1", [b"1.2.3.4\r\nx: y"], "127.0.0.1"),
+        (None, [b"192.0.2.1"], None),
     ],
 )
-def test_the_client_is_appended_to_the_chain(sent, client, chain):
-    """X-Forwarded-For becomes one header with the client's address last; the others keep their order."""
-    headers = [(b"a", b"1"), *((b"X-Forwarded-For", value) for value in sent), (b"b", b"2")]
+def test_the_client_is_who_trusted_proxies_name(peer, sent, client):
+    """The last address that is no proxy of ours; what others say of themselves does not count."""
+    headers = [(b"X-Forwarded-For", value) for value in sent]
+    assert client_of(peer, headers, HERE) == client
 
-    result = forwarded(headers, client)
 
-    assert result == [(b"a", b"1"), (b"b", b"2"), *((b"x-forwarded-for", value) for value in chain)]
+@pytest.mark.parametrize("trusted", [False, True])
+def test_who_asks_travels_on(trusted):
+    """What the client says of where it comes from is kept only if it is a proxy whose word counts."""
+    said = [(b"x-forwarded-for", b"192.0.2.1"), (b"x-forwarded-proto", b"https"), (b"forwarded", b"for=192.0.2.1")]
+    headers = [(b"host", b"h:1"), *said, (b"a", b"1")]
+    told = dict(forwarded(headers, "127.0.0.1", "http", trusted=trusted))
+    assert told == {
+        b"host": b"h:1",
+        b"a": b"1",
+        b"x-forwarded-for": b"192.0.2.1, 127.0.0.1" if trusted else b"127.0.0.1",
+        b"x-forwarded-proto": b"https" if trusted else b"http",
+        b"x-forwarded-host": b"h:1",
+    }
+
+
+def test_who_has_no_address_has_none_to_tell():
+    """A unix socket has no other side with an address."""
+    assert forwarded([], None, "http", trusted=False) == [(b"x-forwarded-proto", b"http")]
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [
+        (None, math.inf),
+        (b"wait=5", 5.0),
+        (b"respond-async, wait=10", 10.0),
+        (b"Wait = 0", 0.0),
+        (b"handling=lenient; wait=3", 3.0),
+        (b"wait", math.inf),
+        (b"wait=-1", math.inf),
+        (b"await=5", math.inf),
+        (b"wait=5x", math.inf),
+    ],
+)
+def test_how_long_a_client_wants_to_wait(said, seconds):
+    """RFC 7240, 4.3; what is no such wish is none."""
+    assert preferred_wait([] if said is None else [(b"Prefer", said)]) == seconds
 
 
 # ---- /upstream/ ------------------------------------------------------------------------------

@@ -3,101 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
-from urllib.parse import parse_qs
 
 import attrs
 import trio
 
 from trioswap.errors import BodyTooLarge, TrioswapError
+from trioswap.incoming import ClientLeft, Incoming, Message, Receive, Send
 from trioswap.request import Headers
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-
-class ClientLeft(Exception):
-    """The client closed the connection before it had its answer."""
-
+__all__ = ["ClientLeft", "Exchange", "Message", "Receive", "Send"]
 
 @attrs.define(eq=False)
-class Exchange:
+class Exchange(Incoming):
     """One request and the answer to it."""
 
-    scope: Message
-    request_id: str
     _receive: Receive
     _send: Send
-    status: int | None = None
-    """Of the response; None: not begun."""
-    sent: int = 0
-    """Body bytes handed to the server."""
-    finished: bool = False
-    left: bool = False
-    """The client has gone."""
 
-    @property
-    def method(self) -> str:
-        """Upper-case method."""
-        return str(self.scope["method"])
+    def pieces(self, limit: int, setting: str = "max_upload") -> AsyncIterator[bytes]:
+        """The request body, piece by piece as it comes.
 
-    @property
-    def path(self) -> str:
-        """Decoded path."""
-        return str(self.scope["path"])
-
-    @property
-    def raw_path(self) -> bytes:
-        """Path as sent, escapes untouched."""
-        return bytes(self.scope["raw_path"])
-
-    @property
-    def target(self) -> bytes:
-        """Raw path and query."""
-        return self.raw_path + self.raw_query
-
-    @property
-    def raw_query(self) -> bytes:
-        """The query with its question mark, or nothing."""
-        query = bytes(self.scope["query_string"])
-        return b"?" + query if query else b""
-
-    @property
-    def query_keys(self) -> set[str]:
-        """Names of what the query says, with or without a value."""
-        return set(parse_qs(self.raw_query[1:].decode("ascii", "replace"), keep_blank_values=True))
-
-    @property
-    def headers(self) -> Headers:
-        """Request headers, names in lower case."""
-        return list(self.scope["headers"])
-
-    @property
-    def client(self) -> str | None:
-        """Address of the other side of the socket."""
-        return self.scope["client"][0] if self.scope["client"] else None
-
-    async def body(self, limit: int) -> bytes:
-        """The whole request body.
-
-        Raises:
-            BodyTooLarge: it passes *limit* bytes; found out before it is in memory.
+        Raises (while iterated):
+            BodyTooLarge: it passes *limit* bytes, which *setting* says.
             ClientLeft: it ended early.
         """
-        pieces, size, more = [], 0, True
-        while more:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.left = True
-                raise ClientLeft
-            pieces.append(message.get("body", b""))
-            size += len(pieces[-1])
-            if size > limit:
-                raise BodyTooLarge(limit)
-            more = message.get("more_body", False)
-        return b"".join(pieces)
+        return _Pieces(self, self._receive, limit, setting)
+
+    async def body(self, limit: int) -> bytes:
+        """The whole request body, which may be of *limit* bytes.
+
+        Raises: as `pieces`; what is too large is found out before it is in memory.
+        """
+        return b"".join([piece async for piece in self.pieces(limit, "max_request_body")])
 
     async def wait_left(self) -> None:
         """Return when the client has gone.
@@ -112,8 +51,8 @@ class Exchange:
     async def start(self, status: int, headers: Headers) -> None:
         """Send the head of the response."""
         self.status = status
-        everything = [*headers, (b"x-request-id", self.request_id.encode("ascii"))]
-        await self._send({"type": "http.response.start", "status": status, "headers": everything})
+        self.response_headers = [*headers, *self.ours()]
+        await self._send({"type": "http.response.start", "status": status, "headers": self.response_headers})
 
     async def write(self, data: bytes) -> None:
         """Send a piece of the body."""
@@ -162,3 +101,32 @@ class Exchange:
     async def _leave(self, scope: trio.CancelScope) -> None:
         await self.wait_left()
         scope.cancel(reason="the client left")
+
+
+@attrs.define(eq=False)
+class _Pieces:
+    """An iterator with nothing to clean up, unlike an async generator that is left half way."""
+
+    exchange: Exchange
+    receive: Receive
+    limit: int
+    setting: str
+    size: int = 0
+    more: bool = True
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self.more:
+            raise StopAsyncIteration
+        message = await self.receive()
+        if message["type"] == "http.disconnect":
+            self.exchange.left = True
+            raise ClientLeft
+        data: bytes = message.get("body", b"")
+        self.size += len(data)
+        if self.size > self.limit:
+            raise BodyTooLarge(self.limit, self.setting)
+        self.more = message.get("more_body", False)
+        return data

@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Container, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Final
 
 import attrs
 import trio
@@ -16,9 +17,10 @@ from trioswap.config import Config, ModelConfig
 from trioswap.errors import ModelStuck, NoBudget
 from trioswap.footprints import Need, Wish
 from trioswap.forecast import Forecast, forecast, in_the_way, plan_of
-from trioswap.group import Lease, Supervise, SwapGroup
+from trioswap.group import SwapGroup
 from trioswap.journal import Entry
 from trioswap.learning import LOAD, STOP, Average, Costs
+from trioswap.lifecycle import State
 from trioswap.memory import Memory
 from trioswap.messages import ModelView, Policy, Rules, Squeezed, WaitView
 from trioswap.outlook import waiting
@@ -27,7 +29,11 @@ from trioswap.residency.both import Both
 from trioswap.residency.budget import Budget
 from trioswap.residency.groups import Groups
 from trioswap.residency.matrix import Matrix
+from trioswap.runs import Lease, Supervise
 from trioswap.scheduler import Scheduler
+
+# Seconds; a heartbeat is rarer than that.
+_PROGRESS_AGE: Final = 0.5
 
 
 def residency_of(config: Config, budget: Budget | None) -> Residency:
@@ -102,6 +108,8 @@ class Fleet:
             policies = {name: policy_of(config, model) for name, model in models.items()}
             core = Scheduler(policies, residency, attempts, rules_of(config), self.costs, budget)
             self.groups.append(SwapGroup(models, core, supervise, memory))
+        self._seen: dict[str, WaitView] = {}  # what `progress` saw last, and when
+        self._seen_at = -math.inf
         self.closing = trio.Event()
         """`shutdown` has begun."""
         self._ended = trio.Event()
@@ -135,6 +143,34 @@ class Fleet:
         """Hold *model* up and serving for the length of the block; see `SwapGroup.lease`."""
         return self._group_of[model].lease(model, weight, label)
 
+    def passing(self, model: str) -> Lease | None:
+        """The way to *model* for what must not count as use; None: it is not ready.  See `SwapGroup.passing`."""
+        return self._group_of[model].passing(model)
+
+    def state(self, model: str) -> State:
+        """How far *model* is."""
+        return self._group_of[model].core.models[model].state
+
+    def is_open(self, model: str) -> bool:
+        """Whether the next request for *model* is served at once."""
+        found = self._group_of[model].core.models[model]
+        return found.state is State.READY and found.has_room
+
+    def progress(self, request: str) -> WaitView | None:
+        """How the request of that label is doing; None: it does not wait.
+
+        Many clients ask at the same time, and looking costs as much for one as for all: what
+        is said may be half a second old.
+        """
+        now = trio.current_time()
+        if request not in self._seen or now >= self._seen_at + _PROGRESS_AGE:
+            self._seen_at, self._seen = now, {view.label: view for view in self.waiting()}
+        return self._seen.get(request)
+
+    def service_cost(self, model: str) -> float:
+        """Seconds that *model* is expected to serve one request for."""
+        return self.costs[model].service.value
+
     async def unload(self, models: Iterable[str]) -> None:
         """Drain (bounded) and stop *models*; return when they are gone.
 
@@ -166,6 +202,20 @@ class Fleet:
         """Cut everything that is being served."""
         for group in self.groups:
             group.hasten(why)
+
+    @contextmanager
+    def watch(self, listener: Callable[[], None]) -> Iterator[None]:
+        """Inside the block, call *listener* at the end of each step in which a model may have changed.
+
+        It must return at once and raise nothing: requests wait for it.
+        """
+        for group in self.groups:
+            group.listeners.append(listener)
+        try:
+            yield
+        finally:
+            for group in self.groups:
+                group.listeners.remove(listener)
 
     def views(self) -> list[ModelView]:
         """Every model as it stands, sorted by name; also what stands for memory that is lent."""

@@ -27,8 +27,8 @@ import attrs
 import trio
 
 from trioswap.config import ModelConfig
-from trioswap.errors import LeaseCut, ModelStuck, StartFailed, TrioswapError
-from trioswap.inflight import Entry, InFlight
+from trioswap.errors import LeaseCut, ModelStuck, StartFailed
+from trioswap.inflight import InFlight
 from trioswap.journal import Journal
 from trioswap.memory import Memory
 from trioswap.messages import (
@@ -56,7 +56,8 @@ from trioswap.messages import (
     WokeUp,
 )
 from trioswap.process import Supervised
-from trioswap.residency import NOTHING, Holding
+from trioswap.residency import Holding
+from trioswap.runs import Answer, Lease, Run, Supervise
 from trioswap.scheduler import Scheduler
 from trioswap.upstream import Upstream
 
@@ -64,57 +65,6 @@ logger = logging.getLogger(__name__)
 
 # A cut lease ends within a scheduling step or two; what takes longer is a bug and must not hold a swap.
 CUT_GRACE = 1.0
-
-Supervise = Callable[[ModelConfig, int, Holding], Supervised]
-"""Makes the process of one attempt at a model, which may use what it holds of each device."""
-
-
-@attrs.define(eq=False)
-class Run:
-    """One attempt of one model, from `Start` until its task has ended."""
-
-    spec: ModelConfig
-    attempt: int
-    holding: Holding = NOTHING
-    """What it may use of each device, in bytes."""
-    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    quarantine: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    """Around the wait for a stuck process; cancelled when the daemon ends."""
-    stuck: bool = False
-    process: Supervised | None = None
-    upstream: Upstream | None = None
-    """The way to the server; None until it is ready."""
-    free: Holding = NOTHING
-    """Bytes of each device that were free beside it, when that was looked at last."""
-    used: Holding = NOTHING
-    """Its peak so far."""
-    dead: trio.Event = attrs.field(factory=trio.Event)
-    """Its server has ended, however it came to that; what it left may still be swept."""
-    over: trio.Event = attrs.field(factory=trio.Event)
-    """Its process tree is gone and its token given back, or it is stuck: nobody needs to wait any longer."""
-
-
-@attrs.frozen
-class Lease:
-    """A request's right to a model: no swap stops it while this is held."""
-
-    model: str
-    attempt: int
-    upstream: Upstream
-    holding: Holding
-    """What it may use of each device, in bytes."""
-    dead: trio.Event
-    """The server has ended: what one that died has set a moment later."""
-
-
-@attrs.define(eq=False)
-class _Answer:
-    """What the scheduler says to one ticket."""
-
-    entry: Entry = attrs.field(factory=lambda: Entry(trio.CancelScope()))
-    lease: Lease | None = None
-    error: TrioswapError | None = None
-    given: trio.Event = attrs.field(factory=trio.Event)
 
 
 class SwapGroup:
@@ -128,11 +78,13 @@ class SwapGroup:
         self.limiter = trio.CapacityLimiter(core.residency.capacity(frozenset(models)))
         self.inflight = InFlight()
         self.journal = Journal()
+        self.listeners: list[Callable[[], None]] = []
+        """Called at the end of each step in which a model may have changed."""
         self._supervise = dict.fromkeys(models, supervise)
         self._memory = memory
         self._tickets = itertools.count(1)
         self._lock = trio.Lock()
-        self._answers: dict[int, _Answer] = {}  # for exactly the tickets whose lease() has not returned
+        self._answers: dict[int, Answer] = {}  # for exactly the tickets whose lease() has not returned
         self.labels: dict[int, str] = {}  # of the same tickets: what others call them
         self._runs: dict[str, Run] = {}  # for exactly the models whose supervised task has not ended
         self._gates: dict[int, trio.CancelScope] = {}  # attempt -> who waits until it runs dry
@@ -167,7 +119,7 @@ class SwapGroup:
             StartFailed, ModelUnloaded, ModelStuck, ShuttingDown: what the scheduler rejected it with.
             LeaseCut: the model was taken away inside the block.
         """
-        ticket, answer = next(self._tickets), _Answer()
+        ticket, answer = next(self._tickets), Answer()
         self._answers[ticket], self.labels[ticket] = answer, label
         with answer.entry.scope:
             try:
@@ -185,6 +137,16 @@ class SwapGroup:
                 self.feed(Left(ticket))
         if answer.entry.scope.cancelled_caught:
             raise LeaseCut(model, answer.entry.cut_because or "cancelled")
+
+    def passing(self, model: str) -> Lease | None:
+        """The way to *model* for what must not count as use (invariant I12); None: it is not ready.
+
+        It holds nobody up: when a swap ends the model, what goes on there is broken off.
+        """
+        run = self._runs.get(model)
+        if run is None or run.upstream is None or run.dead.is_set():
+            return None
+        return Lease(model, run.attempt, run.upstream, run.holding, run.dead)
 
     def add(self, spec: ModelConfig, policy: Policy, supervise: Supervise) -> None:
         """There is one more model, run by *supervise*."""
@@ -245,6 +207,8 @@ class SwapGroup:
         for command in self.core.handle(event, trio.current_time()):
             self._obey(command)
         self._alarm.deadline = self.core.wake_at
+        for listener in self.listeners:
+            listener()
 
     def _obey(self, command: Command) -> None:
         assert self._nursery is not None, "run() owns the tasks"

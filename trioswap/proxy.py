@@ -1,4 +1,4 @@
-"""Serve one request by its model: lease, forward, stream.
+"""Serve one request by its model: lease, forward, stream, and tell the truth while the client waits.
 
 Two tasks share the work.  The *reader* holds the lease and reads the model server; the
 *writer* sends to the client.  Between them is a short bounded hand-over.  The split is
@@ -6,35 +6,69 @@ there because a send to a client that does not read cannot be cancelled: so the 
 belongs to the task that can be, and a drain deadline takes it back at once whatever the
 client does (invariant I10).
 
-First-byte rule (I14): before the head of the response is handed over, a failure becomes a
-proper status, or one retry when the model server died; after it the response is broken off.
+First-byte rule (I14): before the head of the response is sent, a failure becomes a proper
+status, or one retry when the model server died.  After it the response is broken off, or,
+in a stream of events that stands between two of them, ends with an error event.
+
+A client that asked for a stream and waits gets the head of its stream early, and comments
+in it (`Manner`).  From then on the status is 200, whatever the model server says later.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from typing import Final
 
 import attrs
 import trio
 
+from trioswap import sse
 from trioswap.asgi import Exchange
-from trioswap.errors import TrioswapError, UpstreamFailed
-from trioswap.group import Lease
+from trioswap.cors import without_cors
+from trioswap.errors import PeerFailed, QueueTimedOut, StillLoading, TrioswapError, UpstreamFailed
+from trioswap.origin import Answer
 from trioswap.request import Call, Headers
-from trioswap.upstream import UpstreamResponse
+from trioswap.way import Source
 
 logger = logging.getLogger(__name__)
 
 # Pieces (of at most one read each) between the reader and a client that is slower.
-HAND_OVER = 8
+HAND_OVER: Final = 8
 # A dying server breaks its connections a moment before its supervisor sees it end.
-DEATH_NOTICE = 2.0
+DEATH_NOTICE: Final = 2.0
 # Response headers that are ours to send: the date of this response, and the id that our log knows.
-OUR_HEADERS = frozenset({b"date", b"x-request-id"})
+_OURS: Final = frozenset({b"date", b"x-request-id"})
+# Seconds between two looks at how far a load is, for those who see it as text.
+_TEXT_EVERY: Final = 1.0
+# Bytes of an answer that are looked at for what went wrong.
+_ERROR_LIMIT: Final = 64 * 1024
+_STREAM_HEAD: Final[Headers] = [
+    (b"content-type", b"text/event-stream"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 
-Leaser = Callable[[str], AbstractAsyncContextManager[Lease]]
+
+@attrs.frozen
+class Manner:
+    """How a client is kept informed, and how long it waits."""
+
+    model: str
+    dialect: sse.Dialect
+    stream: bool
+    """It asked for a stream of events."""
+    progress: Callable[[], sse.Progress | None]
+    """How far its model is; None: nothing is known."""
+    heartbeat: float | None
+    """Seconds until the first comment, and between two; None: there are none."""
+    text: Callable[[], sse.LoadingText] | None = None
+    """Makes what tells of the load as text; None: nobody wants that."""
+    patience: float = math.inf
+    """Seconds after which the client would rather be told (`Prefer: wait`)."""
+    limit: float = math.inf
+    """Seconds that a request may wait for its model (`queue_timeout`)."""
 
 
 @attrs.frozen
@@ -44,6 +78,17 @@ class Head:
     status: int
     headers: Headers
 
+    @property
+    def is_events(self) -> bool:
+        """Whether a stream of events follows."""
+        return any(name == b"content-type" and b"text/event-stream" in value for name, value in self.headers)
+
+    @property
+    def continues_stream(self) -> bool:
+        """Whether its body can follow a stream that we have begun."""
+        plain = not any(name == b"content-encoding" for name, _ in self.headers)
+        return self.status == 200 and self.is_events and plain
+
 
 class End:
     """The response is complete."""
@@ -52,83 +97,214 @@ class End:
 Piece = Head | bytes | End | TrioswapError
 
 
-async def forward(exchange: Exchange, lease: Leaser, model: str, call: Call) -> None:
-    """Answer *exchange* with what *model* says to *call*; end early when the client leaves.
+async def forward(exchange: Exchange, source: Source, call: Call, manner: Manner) -> None:
+    """Answer *exchange* with what the server of *source* says to *call*; end early when the client leaves.
 
     Raises:
         TrioswapError: nothing has been sent yet and this is the answer.
     """
-    hand, take = trio.open_memory_channel[Piece](HAND_OVER)
+    await exchange.while_connected(_Relay(exchange, source, call, manner).run)
 
-    async def answer() -> None:
+
+@attrs.define(eq=False)
+class _Relay:
+    """One request on its way, and the answer on its way back."""
+
+    exchange: Exchange
+    source: Source
+    call: Call
+    manner: Manner
+    since: float = attrs.field(factory=trio.current_time)
+    granted: float | None = None
+    """When the request was let through to its server."""
+    begun: bool = False
+    """The head of the stream is ours."""
+    looked_at: float = -math.inf
+    said_at: float = -math.inf
+    text: sse.LoadingText | None = None
+    boundary: sse.Boundary | None = None
+    """Where the stream stands; None: no stream of events."""
+
+    async def run(self) -> None:
+        hand, take = trio.open_memory_channel[Piece](HAND_OVER)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_read, hand, lease, model, call)
-            failure = await _write(exchange, take)
+            nursery.start_soon(self._read, hand)
+            failure = await self._write(take)
             nursery.cancel_scope.cancel(reason="answered")
         if failure is not None:
             raise failure
 
-    await exchange.while_connected(answer)
+    # ---- the reader --------------------------------------------------------------------------
+
+    async def _read(self, hand: trio.MemorySendChannel[Piece]) -> None:
+        """Everything the model server says, then `End` or the error as a value."""
+        async with hand:
+            try:
+                if not await self._attempt(hand):
+                    logger.info("retry on a fresh start model=%s", self.manner.model)
+                    await self._attempt(hand, last=True)
+                await hand.send(End())
+            except TrioswapError as exc:
+                await hand.send(exc)
+
+    async def _attempt(self, hand: trio.MemorySendChannel[Piece], *, last: bool = False) -> bool:
+        """Forward once; False: the model server died before its first byte, so try again."""
+        call = self.call
+        async with self.source() as held:
+            if self.granted is None:
+                self.granted = trio.current_time()
+            # What follows a stream that is ours must be readable without more ado.
+            headers = _without(call.headers, b"accept-encoding") if self.begun else call.headers
+            try:
+                async with held.upstream.request(call.method, call.target, headers, call.body) as response:
+                    await _relay(hand, response)
+                return True
+            except (UpstreamFailed, PeerFailed) as exc:
+                if last or not exc.before_first_byte:
+                    raise
+                with trio.move_on_after(DEATH_NOTICE):
+                    await held.dead.wait()
+                if not held.dead.is_set():
+                    raise
+        return False
+
+    # ---- the writer --------------------------------------------------------------------------
+
+    async def _write(self, take: trio.MemoryReceiveChannel[Piece]) -> TrioswapError | None:
+        """Returns the error that came before anything was sent."""
+        async with take:
+            match first := await self._first(take):
+                case Head() if self.begun and not first.continues_stream:
+                    await self._explain(first, take)
+                    return None
+                case Head():
+                    await self._start(first)
+                case TrioswapError():
+                    return await self._fail(first)
+                case _:
+                    raise AssertionError(f"a response begins with its head, not with {first!r}")
+            async for piece in take:
+                match piece:
+                    case bytes():
+                        if self.boundary is not None:
+                            self.boundary.feed(piece)
+                        await self.exchange.write(piece)
+                    case End():
+                        await self.exchange.finish()
+                    case TrioswapError():
+                        return await self._fail(piece)
+        return None
+
+    async def _start(self, head: Head) -> None:
+        if self.text is not None and self.begun:
+            await self._say(self.text.end(trio.current_time() - self.since))
+        if head.status == 200 and head.is_events:
+            self.boundary = self.boundary or sse.Boundary()
+        if not self.begun:
+            await self.exchange.start(head.status, [*_response_headers(head), *self._timing()])
+
+    async def _fail(self, error: TrioswapError) -> TrioswapError | None:
+        """*error*, if it can still be the answer; else it ends what has begun."""
+        if self.exchange.status is None:
+            return error
+        logger.warning("response broken off request=%s: %s", self.exchange.request_id, error)
+        if self.boundary is not None and self.boundary.is_clean:
+            await self._say(sse.error_event(self.manner.dialect, error))
+            await self.exchange.finish()
+        return None
+
+    async def _explain(self, head: Head, take: trio.MemoryReceiveChannel[Piece]) -> None:
+        """An answer that cannot follow the stream we have begun: say what it says as an error event."""
+        body = b""
+        async for piece in take:
+            if not isinstance(piece, bytes) or len(body) > _ERROR_LIMIT:
+                break
+            body += piece
+        await self._say(sse.upstream_error_event(self.manner.dialect, head.status, body[:_ERROR_LIMIT]))
+        await self.exchange.finish()
+
+    def _timing(self) -> Headers:
+        """How long the request waited before it was let through (W3C Server Timing)."""
+        waited = 0.0 if self.granted is None else self.granted - self.since
+        return [(b"server-timing", b"queue;dur=%.0f" % (waited * 1000))] if waited >= 0.001 else []
+
+    # ---- while it waits ------------------------------------------------------------------------
+
+    async def _first(self, take: trio.MemoryReceiveChannel[Piece]) -> Piece:
+        """The first piece; meanwhile the client is told how things stand, or that it waits for too long."""
+        while True:
+            with trio.move_on_at(self._next_look()):
+                return await take.receive()
+            if (failure := self._out_of_time()) is not None:
+                return failure
+            await self._tell()
+
+    def _next_look(self) -> float:
+        times = [math.inf]
+        manner = self.manner
+        if self.granted is None:
+            times += [self.since + manner.limit, math.inf if self.begun else self.since + manner.patience]
+        if manner.stream and (self.granted is None or self.begun):
+            if manner.heartbeat is not None:
+                times.append(max(self.since, self.said_at) + manner.heartbeat)
+            if manner.text is not None:
+                times.append(max(self.since, self.looked_at + _TEXT_EVERY))
+        return min(times)
+
+    def _out_of_time(self) -> TrioswapError | None:
+        """The answer for who has waited as long as it may, or as it wants to."""
+        if self.granted is not None:
+            return None
+        waited, manner = trio.current_time() - self.since, self.manner
+        if waited < manner.limit and (self.begun or waited < manner.patience):
+            return None
+        progress = manner.progress()
+        retry_after = max(1, (progress.expected if progress is not None else None) or 1)
+        if waited >= manner.limit:
+            return QueueTimedOut(manner.model, manner.limit, retry_after)
+        return StillLoading(manner.model, {} if progress is None else progress.document(), retry_after)
+
+    async def _tell(self) -> None:
+        manner, now = self.manner, trio.current_time()
+        waited = now - self.since
+        progress = manner.progress() if self.granted is None else None
+        if progress is None:  # it has just come, or is with its server by now
+            stage = "queued" if self.granted is None else sse.PROCESSING
+            progress = sse.Progress(manner.model, stage, waited=waited)
+        words = b""
+        if manner.text is not None and self.granted is None:
+            self.text = self.text or manner.text()
+            words = self.text.tell(progress)
+        if not words and manner.heartbeat is not None and now >= max(self.since, self.said_at) + manner.heartbeat:
+            words = sse.comment(progress)
+        self.looked_at = now
+        if words:
+            self.said_at = now
+            await self._say(words)
+
+    async def _say(self, words: bytes) -> None:
+        """Write *words* of our own into the stream, which begins with them if it has not."""
+        if not words:
+            return
+        if self.exchange.status is None:
+            self.begun, self.boundary = True, sse.Boundary()
+            await self.exchange.start(200, _STREAM_HEAD)
+        await self.exchange.write(words)
 
 
-async def _read(hand: trio.MemorySendChannel[Piece], lease: Leaser, model: str, call: Call) -> None:
-    """The reader: everything the model server says, then `End` or the error as a value."""
-    async with hand:
-        try:
-            if not await _attempt(hand, lease, model, call):
-                logger.info("retry on a fresh start model=%s", model)
-                await _attempt(hand, lease, model, call, last=True)
-            await hand.send(End())
-        except TrioswapError as exc:
-            await hand.send(exc)
-
-
-async def _attempt(
-    hand: trio.MemorySendChannel[Piece], lease: Leaser, model: str, call: Call, *, last: bool = False
-) -> bool:
-    """Forward once; False: the model server died before its first byte, so try again."""
-    async with lease(model) as held:
-        try:
-            async with held.upstream.request(call.method, call.target, call.headers, call.body) as response:
-                await _relay(hand, response)
-            return True
-        except UpstreamFailed as exc:
-            if last or not exc.before_first_byte:
-                raise
-            with trio.move_on_after(DEATH_NOTICE):
-                await held.dead.wait()
-            if not held.dead.is_set():
-                raise
-    return False
-
-
-async def _relay(hand: trio.MemorySendChannel[Piece], response: UpstreamResponse) -> None:
-    await hand.send(Head(response.status, response.headers))
+async def _relay(hand: trio.MemorySendChannel[Piece], response: Answer) -> None:
+    await hand.send(Head(response.status, list(response.headers)))
     async for chunk in response.chunks():
         await hand.send(chunk)
 
 
-async def _write(exchange: Exchange, take: trio.MemoryReceiveChannel[Piece]) -> TrioswapError | None:
-    """The writer; returns the error that came before anything was sent."""
-    async with take:
-        async for piece in take:
-            match piece:
-                case Head(status, headers):
-                    await exchange.start(status, _response_headers(headers))
-                case bytes():
-                    await exchange.write(piece)
-                case End():
-                    await exchange.finish()
-                case TrioswapError() if exchange.status is None:
-                    return piece
-                case TrioswapError():
-                    logger.warning("response broken off request=%s: %s", exchange.request_id, piece)
-    return None
-
-
-def _response_headers(headers: Headers) -> Headers:
+def _response_headers(head: Head) -> Headers:
     """What the client sees of the model server's headers; proxies must not buffer events."""
-    kept = [(name, value) for name, value in headers if name.lower() not in OUR_HEADERS]
-    if any(name.lower() == b"content-type" and b"text/event-stream" in value for name, value in headers):
-        kept.append((b"x-accel-buffering", b"no"))
+    kept = [(name, value) for name, value in without_cors(head.headers) if name not in _OURS]
+    if head.is_events:
+        kept = [*_without(kept, b"x-accel-buffering"), (b"x-accel-buffering", b"no")]
     return kept
+
+
+def _without(headers: Headers, unwanted: bytes) -> Headers:
+    return [(name, value) for name, value in headers if name.lower() != unwanted]

@@ -1,18 +1,34 @@
-"""What a request asks for: the model its body names, and the headers that travel on."""
+"""What the head of a request says, and what of it travels on."""
 
 from __future__ import annotations
 
-import json
+import ipaddress
+import math
 import re
-from collections.abc import Callable, Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Protocol, TypeVar
 from urllib.parse import unquote
 
 import attrs
 
-from trioswap.errors import AmbiguousLength, BadRequest, MissingModel
+from trioswap.config.parts import Network
+from trioswap.errors import AmbiguousLength
 
+T = TypeVar("T")
 Headers = list[tuple[bytes, bytes]]
+
+
+class Body(Protocol):
+    """A request body that may be too large for memory, and can be read any number of times."""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        ...
+
+    async def read(self, offset: int, size: int) -> bytes:
+        """Up to *size* bytes from *offset* on; fewer only at the end."""
+        ...
 
 
 @attrs.frozen
@@ -23,28 +39,22 @@ class Call:
     target: bytes
     """Raw path and query, escapes untouched."""
     headers: Headers
-    body: bytes
+    body: bytes | Body
 
 
-def model_in(body: bytes) -> str:
-    """The model that a JSON body names, whatever its Content-Type says (plain `curl -d` sends none of use).
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """The first field *name*, which is in small letters."""
+    return next((value for field, value in headers if field.lower() == name), None)
 
-    Raises:
-        BadRequest: not a JSON object, or `model` is no string.
-        MissingModel: no `model`, or an empty one.
-    """
-    try:
-        document: Any = json.loads(body)
-    except (ValueError, RecursionError) as exc:
-        raise BadRequest(f"the body is not JSON: {exc}") from None
-    if not isinstance(document, dict):
-        raise BadRequest("the body must be a JSON object")
-    model = document.get("model")
-    if model is None or model == "":
-        raise MissingModel
-    if not isinstance(model, str):
-        raise BadRequest('"model" must be a string')
-    return model
+
+# RFC 7240, 4.3: how many seconds the client is willing to wait.
+_WAIT: Final = re.compile(rb"(?:^|[,;\s])wait\s*=\s*(\d{1,6})(?=$|[,;\s])", re.IGNORECASE)
+
+
+def preferred_wait(headers: Headers) -> float:
+    """Seconds after which the client would rather be told than wait (`Prefer: wait=N`); inf: it does not say."""
+    found = _WAIT.search(header(headers, b"prefer") or b"")
+    return math.inf if found is None else float(found[1])
 
 
 def check_framing(headers: Iterable[tuple[bytes, bytes]]) -> None:
@@ -58,21 +68,73 @@ def check_framing(headers: Iterable[tuple[bytes, bytes]]) -> None:
         raise AmbiguousLength
 
 
-def forwarded(headers: Iterable[tuple[bytes, bytes]], client: str | None) -> Headers:
-    """The client's headers with its address appended to X-Forwarded-For."""
-    kept = [(name, value) for name, value in headers if name.lower() != b"x-forwarded-for"]
-    chain = [value for name, value in headers if name.lower() == b"x-forwarded-for"]
-    if client:
-        chain.append(client.encode("ascii"))
-    return [*kept, (b"x-forwarded-for", b", ".join(chain))] if chain else kept
+def client_of(peer: str | None, headers: Headers, trusted: Sequence[Network]) -> str | None:
+    """Where the request comes from: *peer* at the other end of the socket, or whom trusted proxies name.
+
+    Each proxy appends whom it heard, so the last that is no proxy of ours is the one; what stands
+    before it is mere talk of the client (RFC 7239, 8.1 says as much of its own header).
+    """
+    chain = [
+        part.strip() for field, value in headers if field.lower() == b"x-forwarded-for" for part in value.split(b",")
+    ]
+    address = peer
+    while address is not None and is_in(address, trusted) and chain:
+        address = chain.pop().decode("ascii", "replace") or None
+    return address if address is None or _is_address(address) else peer
+
+
+def is_in(address: str, networks: Sequence[Network]) -> bool:
+    """Whether *address* is in one of *networks*; what is no address is not."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = getattr(found, "ipv4_mapped", None) or found  # ::ffff:127.0.0.1 of a socket for both versions
+    return any(mapped in network for network in networks)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+_FORWARDED: Final = frozenset(
+    {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded", b"x-real-ip"}
+)
+
+
+def forwarded(headers: Headers, peer: str | None, scheme: str, *, trusted: bool) -> Headers:
+    """*headers* as they travel on, with who asked us, and how.
+
+    What the client says of that is kept only if it is a proxy whose word counts.
+    """
+    said = {name.lower(): value for name, value in reversed(headers) if trusted}
+    chain = [value for name, value in headers if trusted and name.lower() == b"x-forwarded-for"]
+    if peer:
+        chain.append(peer.encode("ascii"))
+    host = said.get(b"x-forwarded-host") or header(headers, b"host")
+    told = [
+        (b"x-forwarded-for", b", ".join(chain)),
+        (b"x-forwarded-proto", said.get(b"x-forwarded-proto") or scheme.encode("ascii")),
+        (b"x-forwarded-host", host or b""),
+    ]
+    return [*without_forwarded(headers), *((name, value) for name, value in told if value)]
+
+
+def without_forwarded(headers: Headers) -> Headers:
+    """*headers* without what says where a request comes from."""
+    return [(name, value) for name, value in headers if name.lower() not in _FORWARDED]
 
 
 # Where a name in a path may end.
 _BOUNDARY: Final = re.compile(rb"/|\Z")
 
 
-def split_upstream(raw_rest: bytes, resolve: Callable[[str], str | None], longest: int) -> tuple[str, bytes] | None:
-    """Split `author/model/v1/x` into the model of the longest known name and the raw remainder `/v1/x`.
+def split_upstream(raw_rest: bytes, resolve: Callable[[str], T | None], longest: int) -> tuple[T, bytes] | None:
+    """Split `author/model/v1/x` into what the longest known name stands for, and the raw remainder `/v1/x`.
 
     *resolve* knows the names, of which the longest has *longest* characters: further nobody looks,
     or a path of many slashes would cost seconds.  The remainder keeps its escapes and is empty when

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import attrs
 
+from trioswap.access import Keyring
 from trioswap.config import Config
-from trioswap.errors import UnknownModel
+from trioswap.cors import Cors
+from trioswap.events import Events
 from trioswap.fleet import Fleet
 from trioswap.logs import Logs
-
-# Characters of a name that are looked at and repeated.  A client may send megabytes of them, and to look for
-# similar names takes a second for each.
-NAME_LIMIT: Final = 200
+from trioswap.quotas import Quotas
+from trioswap.routing import Routing
+from trioswap.tracker import Tracker
 
 
 @attrs.frozen
@@ -23,22 +22,23 @@ class Services:
     config: Config
     fleet: Fleet
     logs: Logs
+    routing: Routing
     started: int
     """Unix seconds: when this daemon began, the `created` of every model."""
+    keyring: Keyring = attrs.field()
+    cors: Cors = attrs.field()
+    quotas: Quotas = attrs.field()
+    tracker: Tracker = attrs.field(factory=Tracker)
+    events: Events = attrs.field(factory=Events)
 
-    def model(self, requested: str) -> str:
-        """The configured name that *requested* stands for.
+    @keyring.default
+    def _make_keyring(self) -> Keyring:
+        return Keyring.of(self.config)
 
-        Raises:
-            UnknownModel: it is neither a model nor an alias.
-        """
-        name = self.config.resolve(requested)
-        if name is None:
-            raise self.unknown(requested)
-        return name
+    @cors.default
+    def _make_cors(self) -> Cors:
+        return Cors.of(self.config)
 
-    def unknown(self, requested: str) -> UnknownModel:
-        """The error that says so, and what may have been meant."""
-        if len(requested) > NAME_LIMIT:
-            return UnknownModel(requested[:NAME_LIMIT] + "...")
-        return UnknownModel(requested, self.config.similar(requested))
+    @quotas.default
+    def _make_quotas(self) -> Quotas:
+        return Quotas(self.config)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote
-
 import trio
 
 from trioswap.api import Services
@@ -30,16 +28,15 @@ async def stream_all(exchange: Exchange, services: Services) -> None:
     await _stream(exchange, services.fleet, services.logs.combined)
 
 
-async def stream_one(exchange: Exchange, services: Services, rest: bytes) -> None:
+async def stream_one(exchange: Exchange, services: Services) -> None:
     """GET /logs/stream/{proxy | upstream | MODEL}: one source, as it comes."""
-    name = unquote(rest.decode("ascii", "replace"))
-    await _stream(exchange, services.fleet, _ring(services, name))
+    await _stream(exchange, services.fleet, _ring(services, exchange.name))
 
 
 def _ring(services: Services, name: str) -> LogRing:
     if ring := services.logs.find(name):
         return ring
-    return services.logs.of(services.model(name))
+    return services.logs.of(services.routing.model(name))
 
 
 async def _stream(exchange: Exchange, fleet: Fleet, ring: LogRing) -> None:

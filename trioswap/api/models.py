@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import shlex
-from typing import Any
 
+from trioswap import __version__
 from trioswap.api import Services
 from trioswap.asgi import Exchange
-from trioswap.config import ModelConfig
 from trioswap.lifecycle import OCCUPIED
+from trioswap.listing import Listing
 
 
 async def list_models(exchange: Exchange, services: Services) -> None:
-    """GET /v1/models: every listed model, sorted by id."""
+    """GET /v1/models: every listed model that the client may use, sorted by id."""
+    await exchange.json(200, {"object": "list", "data": _listing(exchange, services).rows()})
+
+
+async def one_model(exchange: Exchange, services: Services) -> None:
+    """GET /v1/models/{model}: the same for one of them, listed or not.
+
+    Raises:
+        UnknownModel: there is none of that name.
+    """
+    row = _listing(exchange, services).row(exchange.name)
+    if row is None:
+        raise services.routing.unknown(exchange.name)
+    await exchange.json(200, row)
+
+
+def _listing(exchange: Exchange, services: Services) -> Listing:
     states = {view.name: view.state for view in services.fleet.views()}
-    rows = [
-        _row(model, services.started, loaded=states[name] in OCCUPIED)
-        for name, model in sorted(services.config.models.items())
-        if not model.unlisted
-    ]
-    await exchange.json(200, {"object": "list", "data": rows})
+    routing = services.routing
+    return Listing(routing.names, routing.profile, states, exchange.key, services.started)
 
 
 async def running(exchange: Exchange, services: Services) -> None:
@@ -53,13 +65,13 @@ async def health(exchange: Exchange, _: Services) -> None:
     await exchange.text(200, "OK")
 
 
-def _row(model: ModelConfig, created: int, *, loaded: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {"id": model.name, "object": "model", "created": created, "owned_by": "trioswap"}
-    for key, text in (("name", model.display_name), ("description", model.description)):
-        if text.strip():
-            row[key] = text.strip()
-    about: dict[str, Any] = {"type": "model"}
-    if model.aliases:
-        about["aliases"] = list(model.aliases)
-    # The key is llama-swap's: user interfaces read it.
-    return {**row, "meta": {"llamaswap": about}, "status": {"value": "loaded" if loaded else "unloaded"}}
+async def version(exchange: Exchange, _: Services) -> None:
+    """GET /api/version: what this is.  There is no commit and no build, since nothing is built."""
+    await exchange.json(200, {"version": __version__, "commit": "", "build_date": ""})
+
+
+async def root(exchange: Exchange, _: Services) -> None:
+    """GET /: who this is, for people."""
+    await exchange.text(
+        200, f"trioswap {__version__}\nGET /v1/models lists the models, GET /api/openapi.json all routes.\n"
+    )

@@ -10,11 +10,10 @@ import json
 import time
 from collections.abc import Container, Iterable, Mapping
 from typing import Any, Final
-from urllib.parse import unquote
 
 import attrs
 
-from trioswap.api import NAME_LIMIT, Services
+from trioswap.api import Services
 from trioswap.asgi import Exchange
 from trioswap.config.mistakes import Mistakes, did_you_mean, found, quoted
 from trioswap.config.schema import AUTO
@@ -26,6 +25,7 @@ from trioswap.forecast import amounts, as_document, seconds
 from trioswap.memory import Memory, usable_sizes
 from trioswap.messages import WaitView
 from trioswap.request import Headers
+from trioswap.routing import NAME_LIMIT
 
 # One line of JSON, then nothing until the end: nobody on the way may wait for more.
 _LINES: Final[Headers] = [
@@ -60,9 +60,9 @@ async def queue(exchange: Exchange, services: Services) -> None:
     )
 
 
-async def queue_of_one(exchange: Exchange, services: Services, rest: bytes) -> None:
+async def queue_of_one(exchange: Exchange, services: Services) -> None:
     """GET /api/queue/{request}: the row of one waiting request."""
-    wanted = _name(rest)
+    wanted = exchange.name
     row = next((row for row in map(_row, services.fleet.waiting()) if row["request"] == wanted), None)
     if row is None:
         raise NotWaiting(wanted if len(wanted) <= NAME_LIMIT else f"{wanted[:NAME_LIMIT]}...")
@@ -82,14 +82,10 @@ def _row(view: WaitView) -> dict[str, Any]:
     }
 
 
-async def plan(exchange: Exchange, services: Services, rest: bytes) -> None:
+async def plan(exchange: Exchange, services: Services) -> None:
     """GET /api/plan/{model}: what one more request for the model would meet now."""
-    name = services.model(_name(rest))
+    name = services.routing.model(exchange.name)
     await exchange.json(200, as_document(services.fleet.forecast(name), services.fleet.need(name)))
-
-
-def _name(rest: bytes) -> str:
-    return unquote(rest.decode("ascii", "replace"))
 
 
 # ---- memory for other programs --------------------------------------------------------------

@@ -14,27 +14,12 @@ from trioswap.config.raw import RawConfig
 
 NOT_YET: Final = (
     "capture_buffer",
-    "hooks",
-    "include_aliases_in_list",
     "log_time_format",
     "log_to_stdout",
     "metrics_max_in_memory",
-    "models.*.capabilities",
-    "models.*.compat",
-    "models.*.concurrency_limit",
-    "models.*.filters",
-    "models.*.metadata",
-    "models.*.send_loading_state",
-    "models.*.timeouts",
-    "models.*.use_model_name",
-    "peers",
     "performance",
-    "profiles",
-    "selectors",
-    "send_loading_state",
     "store",
     "ui",
-    "upstream",
 )
 """Key paths as in TOML; `*` is any name."""
 

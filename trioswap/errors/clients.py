@@ -47,6 +47,16 @@ class UnknownModel(RequestError):
         self.model = model
 
 
+class PinnedToNobody(RequestError):
+    """The active profile says that nobody answers to the name."""
+
+    status = 404
+    param = "model"
+
+    def __init__(self, name: str, profile: str) -> None:
+        super().__init__(f'nobody answers to "{name}" while profile "{profile}" is active')
+
+
 class UnknownPath(RequestError):
     """No route has this path."""
 

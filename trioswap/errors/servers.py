@@ -146,13 +146,6 @@ class StillLoading(ModelError):
         return {**super().anthropic_body(), "loading": dict(self.progress)}
 
 
-class NoTarget(ModelError):
-    """A selector finds none of its targets usable."""
-
-    def __init__(self, selector: str, why: str) -> None:
-        super().__init__(selector, f'selector "{selector}" has no target now: {why}')
-
-
 # ---- a peer's fault -------------------------------------------------------------------
 
 

@@ -1,0 +1,153 @@
+"""The routes behind which models are: who is meant, whether that is allowed, and on it goes."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import ExitStack
+from typing import Final
+from urllib.parse import unquote
+
+from trioswap import asked, jsontext, proxy, sse
+from trioswap.api import Services
+from trioswap.asgi import Exchange
+from trioswap.errors import NotLoaded
+from trioswap.incoming import Incoming
+from trioswap.names import AtPeer, Here
+from trioswap.request import Body, Call, preferred_wait, split_upstream
+from trioswap.spool import Spool
+from trioswap.way import Way
+
+# Where `"stream": true` asks for a stream of events.
+_STREAMING: Final = (
+    "/v1/audio/transcriptions",
+    "/v1/images/generations",
+    "/v1/images/edits",
+)
+# The model behind llama-swap's ComfyUI pages (surface reference 1.9).
+COMFYUI: Final = "comfyui_auto"
+
+
+async def model_route(exchange: Exchange, services: Services) -> None:
+    """A route whose request names the model; the answer is the model server's own."""
+    with ExitStack() as stack:
+        wants = await asked.read(exchange, services.config, stack.enter_context)
+        row = stack.enter_context(services.tracker.track(exchange, exchange.path))
+        route = stack.enter_context(services.routing.route(wants.name, exchange.key))
+        path = _stripped(exchange.raw_path)
+        match route.target:
+            case Here(model, name):
+                spec = services.config.models[model]
+                rename = spec.use_model_name or (name if name != wants.name else None)
+                query, body = wants.renamed(rename, spec.filters, name)
+            case AtPeer(peer, model, name):
+                query, body = wants.renamed(model, services.config.peers[peer].filters, name)
+        stream = wants.stream
+        if wants.kind is asked.Kind.JSON and isinstance(body, bytes) and body is not wants.body:
+            stream = jsontext.outline(body).stream  # a filter may have asked for one, or for none
+        streams = stream and _can_stream(path)
+        await _forward(Way(exchange, services, row, route), exchange, path + query, body, streams=streams)
+
+
+async def upstream_route(exchange: Exchange, services: Services) -> None:
+    """Any method on /upstream/{model}/...: the rest of the path goes to the model server untouched."""
+    name, remainder = split(exchange, services)
+    if not remainder:
+        await redirect(exchange, exchange.raw_path + b"/" + exchange.raw_query)
+        return
+    with ExitStack() as stack:
+        body = await _upload(exchange, services, stack)
+        row = stack.enter_context(services.tracker.track(exchange, unquote(remainder.decode("ascii", "replace"))))
+        route = stack.enter_context(services.routing.route(name, exchange.key))
+        passing = "a request for a page's file" if _is_passing(services, remainder) else None
+        way = Way(exchange, services, row, route, passing)
+        await _forward(way, exchange, remainder + exchange.raw_query, body)
+
+
+async def comfyui_route(exchange: Exchange, services: Services) -> None:
+    """Any method on /comfyui/...: the model of that name, which only `/comfyui/` itself starts."""
+    model = services.routing.model(COMFYUI)
+    if exchange.rest and services.fleet.passing(model) is None:
+        raise NotLoaded(model, "any page but /comfyui/")
+    with ExitStack() as stack:
+        body = await _upload(exchange, services, stack)
+        row = stack.enter_context(services.tracker.track(exchange, exchange.path))
+        route = stack.enter_context(services.routing.route(model, exchange.key))
+        target = b"/" + exchange.rest + exchange.raw_query
+        await _forward(Way(exchange, services, row, route), exchange, target, body)
+
+
+async def comfyui_root(exchange: Exchange, _: Services) -> None:
+    """Any method on /comfyui: its pages are below."""
+    await redirect(exchange, b"/comfyui/" + exchange.raw_query)
+
+
+async def redirect(exchange: Exchange, location: bytes) -> None:
+    """Say that it is elsewhere, for good; what is no GET keeps its method and its body."""
+    permanent = 301 if exchange.method in ("GET", "HEAD") else 308
+    await exchange.text(permanent, "", [(b"location", location)])
+
+
+def split(exchange: Incoming, services: Services) -> tuple[str, bytes]:
+    """The name in the path of /upstream/..., and what follows it."""
+    routing = services.routing
+    found = split_upstream(exchange.rest, routing.knows, routing.names.longest)
+    if found is None:
+        raise routing.unknown(exchange.name.partition("/")[0])
+    return found
+
+
+def _stripped(path: bytes) -> bytes:
+    """The path as servers know it (surface reference 1.1)."""
+    if path.startswith(b"/v/"):
+        return path[2:]
+    return path.removeprefix(b"/audioapi")
+
+
+def _can_stream(path: bytes) -> bool:
+    text = path.decode("ascii", "replace")
+    return sse.dialect_of(text) is not sse.Dialect.PLAIN or text in _STREAMING
+
+
+def _is_passing(services: Services, path: bytes) -> bool:
+    """Whether the request is for a page's files, which never load a model and are no use of it (I12)."""
+    text = unquote(path.decode("ascii", "replace"))
+    return any(pattern.search(text) for pattern in services.config.ignore_paths)
+
+
+async def _upload(exchange: Exchange, services: Services, stack: ExitStack) -> bytes | Spool:
+    """The request body, on disk if it is large."""
+    spool = stack.enter_context(Spool())
+    async for data in exchange.pieces(services.config.max_upload):
+        await spool.write(data)
+    return spool if spool.in_memory is None else spool.in_memory
+
+
+async def _forward(way: Way, exchange: Exchange, target: bytes, body: bytes | Body, *, streams: bool = False) -> None:
+    call = Call(exchange.method, target, way.headers, body)
+    with way.admitted():
+        await proxy.forward(exchange, way.source, call, _manner(way, exchange, streams=streams))
+
+
+def _manner(way: Way, exchange: Exchange, *, streams: bool) -> proxy.Manner:
+    config, dialect = way.services.config, sse.dialect_of(exchange.path)
+    spec = config.models.get(way.model)
+    wants_text = streams and spec is not None and spec.send_loading_state
+
+    def progress() -> sse.Progress | None:
+        view = way.services.fleet.progress(exchange.request_id)
+        return None if view is None else sse.Progress.of(view)
+
+    def text() -> sse.LoadingText:
+        return sse.LoadingText(dialect, exchange.request_id, int(time.time()))
+
+    return proxy.Manner(
+        way.model,
+        dialect,
+        streams,
+        progress,
+        config.heartbeat,
+        text if wants_text else None,
+        preferred_wait(exchange.headers),
+        math.inf if spec is None or spec.queue_timeout is None else spec.queue_timeout,
+    )

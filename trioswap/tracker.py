@@ -1,0 +1,93 @@
+"""The requests to models that are under way: what they are, and how to end one from outside."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import attrs
+import trio
+
+from trioswap.errors import Cancelled, NoSuchRequest
+from trioswap.incoming import Incoming
+
+# As they are shown; no daemon gets further.
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,18}")
+# Characters of a number that are repeated, whatever was sent.
+_LONGEST: Final = 20
+
+
+@attrs.define(eq=False)
+class Tracked:
+    """One request to a model."""
+
+    number: int
+    exchange: Incoming
+    arrived: float
+    """Unix seconds."""
+    since: float
+    """The same in Trio's time, which nobody sets back."""
+    path: str
+    """As it came; under `/upstream` what follows the model."""
+    model: str = ""
+    """The model of ours, or the name at a peer; empty: not known yet."""
+    metadata: dict[str, str] = attrs.field(factory=dict)
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    cancelled: bool = False
+    """By an operator."""
+
+
+class Tracker:
+    """Numbers them, and tells who listens."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Tracked] = {}
+        self.begun: list[Callable[[Tracked], None]] = []
+        """Called in the step in which one begins."""
+        self.ended: list[Callable[[Tracked], None]] = []
+        """Called in the step in which one ends."""
+        self._numbers = itertools.count(1)
+
+    def __repr__(self) -> str:
+        """How many there are."""
+        return f"<Tracker {len(self.rows)} requests>"
+
+    @contextmanager
+    def track(self, exchange: Incoming, path: str, model: str = "") -> Iterator[Tracked]:
+        """Count the block as a request under way.
+
+        Raises:
+            Cancelled: an operator ended it.
+        """
+        row = Tracked(next(self._numbers), exchange, time.time(), trio.current_time(), path, model)
+        self.rows[row.number] = row
+        try:
+            _tell(self.begun, row)
+            with row.scope:
+                yield row
+        finally:
+            del self.rows[row.number]
+            _tell(self.ended, row)
+        if row.scope.cancelled_caught:
+            raise Cancelled
+
+    def cancel(self, number: str) -> None:
+        """End the request of that *number*.
+
+        Raises:
+            NoSuchRequest: it is over, or never was.
+        """
+        row = self.rows.get(int(number)) if _NUMBER.fullmatch(number) else None
+        if row is None:
+            raise NoSuchRequest(number[:_LONGEST])
+        row.cancelled = True
+        row.scope.cancel(reason="an operator cancelled it")
+
+
+def _tell(listeners: list[Callable[[Tracked], None]], row: Tracked) -> None:
+    for listener in listeners:
+        listener(row)
