@@ -26,35 +26,27 @@ import trio
 from trioswap.api import Services
 from trioswap.app import App
 from trioswap.config import Config, ModelConfig
-from trioswap.config.addresses import parse_listen
-from trioswap.errors import CannotListen
+from trioswap.errors import TrioswapError
 from trioswap.fleet import Fleet
+from trioswap.listening import listening, open_listeners, urls
 from trioswap.logs import Logs
 from trioswap.memory import Memory, make_memory
+from trioswap.names import Names
 from trioswap.notify import feed_watchdog, notify
 from trioswap.process import ModelProcess
-from trioswap.remote import Prober
+from trioswap.remote import Peer, Prober
 from trioswap.residency import Holding
+from trioswap.routing import Routing
 from trioswap.server import HttpServer
 from trioswap.state import FILE, State, default_directory
+from trioswap.tls import Certificates
+
+__all__ = ["open_listeners", "serve"]
 
 logger = logging.getLogger(__name__)
 
 # After the models are gone nobody has anything left to say; what a client does not take by then is lost to it.
 CONNECTION_GRACE = 3.0
-
-
-async def open_listeners(listen: str) -> Sequence[trio.SocketListener]:
-    """Listening sockets for HOST:PORT; port 0 is a free one.
-
-    Raises:
-        CannotListen: the port is in use, or the address is not ours.
-    """
-    address = parse_listen(listen)
-    try:
-        return await trio.open_tcp_listeners(address.port, host=address.host.strip("[]"))
-    except OSError as exc:
-        raise CannotListen(listen, exc.strerror or str(exc)) from exc
 
 
 async def serve(
@@ -63,26 +55,46 @@ async def serve(
     """Run the daemon until SIGTERM or SIGINT, then stop cleanly; `started` gives the bound URLs.
 
     Raises:
-        CannotListen: before anything was started.
+        BadCertificate, CannotListen: before anything was started.
     """
-    listeners = await open_listeners(config.listen)
+    certificates = Certificates(config.tls) if config.tls is not None else None
+    async with listening(config.listen) as listeners:
+        await _serve(config, logs, listeners, certificates, task_status)
+
+
+async def _serve(
+    config: Config,
+    logs: Logs,
+    listeners: Sequence[trio.SocketListener],
+    certificates: Certificates | None,
+    task_status: trio.TaskStatus[list[str]],
+) -> None:
     prober = Prober()
     memory = await trio.to_thread.run_sync(make_memory, config)
     fleet = Fleet(config, partial(_supervise, secrets.token_hex(4), logs, prober, memory), memory)
     directory = config.state_dir or default_directory(os.environ)
     state = State(directory / FILE, config, fleet.costs, memory.budget.footprints if memory else None)
     state.restore()
-    http = HttpServer(App(Services(config, fleet, logs, int(time.time()))))
+    tls = certificates.current if certificates is not None else None
+    peers = {name: Peer(peer) for name, peer in config.peers.items()}
+    routing = Routing(Names(config), fleet, peers)
+    http = HttpServer(App(Services(config, fleet, logs, routing, int(time.time()))), tls=tls)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             nursery.start_soon(feed_watchdog)
+            if certificates is not None:
+                nursery.start_soon(certificates.run)
             nursery.start_soon(state.run)
+            for peer in peers.values():
+                nursery.start_soon(peer.run)
+            for name in config.hooks.preload:
+                nursery.start_soon(_preload, fleet, name)
             async with trio.open_nursery() as connections:
                 await connections.start(http.run, listeners)
-                task_status.started(_urls(listeners))
+                task_status.started(urls(listeners, secure=tls is not None))
                 notify("READY=1")
-                await _wait_stop_signal(signals)
+                await _wait_stop_signal(signals, certificates)
                 notify("STOPPING=1")
                 http.begin_shutdown()
                 fleet.shutdown()
@@ -90,8 +102,19 @@ async def serve(
                 await fleet.wait_ended()
                 connections.cancel_scope.deadline = trio.current_time() + CONNECTION_GRACE
             nursery.cancel_scope.cancel(reason="everything has ended")
+    for peer in peers.values():
+        await peer.aclose()
     await prober.aclose()
     logger.info("stopped")
+
+
+async def _preload(fleet: Fleet, model: str) -> None:
+    """Load *model* as a request would; whoever asks for another meanwhile has its turn as always."""
+    try:
+        async with fleet.lease(model, label=f"preload of {model}"):
+            logger.info("preloaded model=%s", model)
+    except TrioswapError as exc:
+        logger.warning("preload failed model=%s: %s", model, exc)
 
 
 def _supervise(
@@ -101,19 +124,16 @@ def _supervise(
     return ModelProcess(attrs.evolve(spec, env={**env, **spec.env}), f"{instance}-{attempt}", logs, prober)
 
 
-async def _wait_stop_signal(signals: AsyncIterator[int]) -> None:
+async def _wait_stop_signal(signals: AsyncIterator[int], certificates: Certificates | None = None) -> None:
     async for number in signals:
         logger.info("received %s", signal.Signals(number).name)
         if number != signal.SIGHUP:
             return
+        if certificates is not None:
+            certificates.reload()
         logger.warning("this version does not reload its configuration; restart it instead")
 
 
 async def _hasten_on_signal(signals: AsyncIterator[int], fleet: Fleet) -> None:
     await _wait_stop_signal(signals)
     fleet.hasten("a second signal hastened the shutdown")
-
-
-def _urls(listeners: Sequence[trio.SocketListener]) -> list[str]:
-    names = [listener.socket.getsockname() for listener in listeners]
-    return [f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}" for host, port, *_ in names]

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from trioswap.cli.base import config_options, count, log_level_option, main, override, read_config
-from trioswap.errors import CannotListen, LlamaExtraMissing
+from trioswap.errors import CannotListen, LlamaExtraMissing, Misuse
 
 if TYPE_CHECKING:
     from trioswap.config import Config
@@ -26,14 +27,22 @@ _STDERR: Final = 2
 
 @main.command()
 @config_options
-@click.option("--listen", metavar="HOST:PORT", help="Instead of what the file says; port 0 is a free one.")
+@click.option("--listen", metavar="HOST:PORT|unix:/PATH", help="Instead of what the file says; port 0 is a free one.")
+@click.option("--tls-cert-file", metavar="FILE", help="Serve HTTPS with this certificate (PEM, with its chain).")
+@click.option("--tls-key-file", metavar="FILE", help="The certificate's key (PEM, without a passphrase).")
 @log_level_option
 def serve(
-    files: Sequence[str], directory: str | None, lenient: bool, listen: str | None, log_level: str | None
+    files: Sequence[str],
+    directory: str | None,
+    lenient: bool,
+    listen: str | None,
+    tls_cert_file: str | None,
+    tls_key_file: str | None,
+    log_level: str | None,
 ) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; a second one cuts what is being served."""
-    config = read_config(files, directory, lenient=lenient)
-    run_daemon(override(config, listen=listen, log_level=log_level), ready_line)
+    config = override(read_config(files, directory, lenient=lenient), listen=listen, log_level=log_level)
+    run_daemon(with_tls(config, tls_cert_file, tls_key_file), ready_line)
 
 
 @main.command()
@@ -89,6 +98,24 @@ def run_daemon(config: Config, announcement: Callable[[list[str]], str]) -> None
     logs = Logs()
     with setup_logging(config.log_level, logs):
         trio.run(partial(daemon.serve, config, logs, task_status=_Ready(announcement)))
+
+
+def with_tls(config: Config, cert_file: str | None, key_file: str | None) -> Config:
+    """*config* with the certificate and the key that the command line names instead, if it does.
+
+    Raises:
+        Misuse: it names one of them only.
+    """
+    import attrs
+
+    from trioswap.config.parts import TlsConfig
+
+    if not cert_file and not key_file:
+        return config
+    if not cert_file or not key_file:
+        missing = "--tls-key-file" if cert_file else "--tls-cert-file"
+        raise Misuse(f"TLS needs a certificate and its key: add {missing} FILE")
+    return attrs.evolve(config, tls=TlsConfig(Path(cert_file).absolute(), Path(key_file).absolute()))
 
 
 def ready_line(urls: list[str]) -> str:
