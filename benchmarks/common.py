@@ -36,6 +36,7 @@ class Daemon:
     address: Address
     log: Path
     """What it writes to its standard error."""
+    pid: int
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def daemon(models: Mapping[str, Mapping[str, object]], *, log_level: str, **sett
         with log.open("w") as errors:
             process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
-            yield Daemon(_address(process, log), log)
+            yield Daemon(_address(process, log), log, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
             process.communicate(timeout=PATIENCE)

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import trio
+from commands import daemon as command
+from commands import trioswap
+from daemons import scripted, write_config
 from trio.testing import wait_all_tasks_blocked
 
-from trioswap.errors import DaemonRefused, DaemonUnreachable
+from trioswap.errors import DaemonRefused, DaemonUnreachable, Misuse
 from trioswap.remote import Prober, daemon_client
 
 GUARD = 30  # seconds; only a hang gets there
@@ -204,3 +207,29 @@ async def test_the_daemon_s_refusal_is_told_in_its_words(serve, body, message):
 
     with trio.fail_after(GUARD), pytest.raises(DaemonRefused, match=message):
         await trio.to_thread.run_sync(ask)
+
+
+# ---- other ways to a daemon ---------------------------------------------------------------------
+
+
+async def test_the_command_line_reaches_a_unix_socket(tmp_path, monkeypatch):
+    """`--url unix:/PATH` goes there, with the key; no such socket is told as every unreachable daemon."""
+    path = tmp_path / "socket"
+    monkeypatch.setenv("TRIOSWAP_API_KEY", "k1")
+    config = write_config(tmp_path, {"a": scripted()}, listen=f"unix:{path}", api_keys=["k1"])
+    async with command("serve", "-c", config):
+        done = await trioswap("ps", "--url", f"unix:{path}")
+        assert (done.returncode, done.stderr) == (0, "")
+    done = await trioswap("ps", "--url", f"unix:{path}")
+    assert done.returncode == 1
+    assert f"no answer from trioswap at unix:{path}" in done.stderr
+
+
+def test_certificates_of_ones_own(tmp_path, monkeypatch):
+    """A file without certificates is the user's mistake, told before anything is asked."""
+    file = tmp_path / "ca.pem"
+    file.write_text("nothing")
+    monkeypatch.setenv("TRIOSWAP_CA_FILE", str(file))
+    words = r"TRIOSWAP_CA_FILE: .*ca\.pem holds no certificates"
+    with pytest.raises(Misuse, match=words), daemon_client("https://127.0.0.1:1", None):
+        pytest.fail("it is asked")

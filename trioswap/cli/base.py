@@ -63,7 +63,14 @@ def config_options(command: Command) -> Command:
 
 
 log_level_option = click.option("--log-level", metavar="LEVEL", help="debug, info, warning or error.")
-url_option = click.option("--url", envvar="TRIOSWAP_URL", default=DAEMON_URL, show_default=True, show_envvar=True)
+url_option = click.option(
+    "--url",
+    envvar="TRIOSWAP_URL",
+    default=DAEMON_URL,
+    show_default=True,
+    show_envvar=True,
+    help="Where the daemon is, or unix:/PATH.  TRIOSWAP_CA_FILE names the certificates to trust besides the system's.",
+)
 
 
 def read_config(files: Sequence[str], directory: str | None = None, *, lenient: bool = False) -> Config:

@@ -54,7 +54,7 @@ class CannotListen(TrioswapError):
 
     def __init__(self, listen: str, why: str) -> None:
         super().__init__(
-            f"cannot listen on {listen}: {why}; stop what uses it, or choose another with --listen HOST:PORT"
+            f"cannot listen on {listen}: {why}; stop what uses it, or choose another with --listen HOST:PORT or unix:/PATH"
         )
 
 

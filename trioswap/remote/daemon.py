@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
@@ -11,7 +13,7 @@ import attrs
 import httpx  # noqa: TID251 - the package is the one that may
 
 from trioswap.connection import reason
-from trioswap.errors import DaemonRefused, DaemonUnreachable
+from trioswap.errors import DaemonRefused, DaemonUnreachable, Misuse
 
 # Seconds until the command line says that no daemon is there.
 CONNECT_TIMEOUT: Final = 5.0
@@ -21,7 +23,7 @@ DaemonClient = httpx.Client
 
 @contextmanager
 def daemon_client(base_url: str, api_key: str | None) -> Iterator[DaemonClient]:
-    """A client of the daemon at *base_url* for the command line.
+    """A client of the daemon at *base_url*, which may be `unix:/PATH`, for the command line.
 
     Waits for answers as long as it takes, because loading a model may take minutes.
 
@@ -35,7 +37,7 @@ def daemon_client(base_url: str, api_key: str | None) -> Iterator[DaemonClient]:
             response.read()
             raise _refusal(response)
 
-    settings = _settings(base_url, api_key)
+    settings = _settings(base_url, api_key, httpx.HTTPTransport)
     with _translated(base_url), httpx.Client(**settings, event_hooks={"response": [check]}) as client:
         yield client
 
@@ -63,9 +65,10 @@ async def memory_loan(base_url: str, api_key: str | None, wish: Mapping[str, obj
             await response.aread()
             raise _refusal(response)
 
+    settings = _settings(base_url, api_key, httpx.AsyncHTTPTransport)
     with _translated(base_url):
         async with (
-            httpx.AsyncClient(**_settings(base_url, api_key), event_hooks={"response": [check]}) as client,
+            httpx.AsyncClient(**settings, event_hooks={"response": [check]}) as client,
             client.stream("POST", "/api/hold", json=wish) as answer,
         ):
             lines = answer.aiter_lines()
@@ -82,13 +85,33 @@ async def memory_loan(base_url: str, api_key: str | None, wish: Mapping[str, obj
             yield Loan(environment, wait_ended)
 
 
-def _settings(base_url: str, api_key: str | None) -> dict[str, Any]:
+def _settings(base_url: str, api_key: str | None, transport: Callable[..., Any]) -> dict[str, Any]:
+    """What both kinds of clients are made with; *transport* is the one of the kind.
+
+    Raises:
+        Misuse: the file in TRIOSWAP_CA_FILE holds no certificates.
+    """
+    path = base_url.removeprefix("unix:")
+    where = {"base_url": base_url, "verify": _trust()}
+    if path != base_url:
+        where = {"base_url": "http://trioswap", "transport": transport(uds=path)}
     return {
-        "base_url": base_url,
+        **where,
         "headers": {b"authorization": f"Bearer {api_key}".encode()} if api_key else None,
         "timeout": httpx.Timeout(CONNECT_TIMEOUT, read=None),
         "trust_env": False,
     }
+
+
+def _trust() -> ssl.SSLContext | bool:
+    """Of a daemon with a certificate of one's own; else that of httpx."""
+    file = os.environ.get("TRIOSWAP_CA_FILE")
+    if not file:
+        return True
+    try:
+        return ssl.create_default_context(cafile=file)
+    except OSError as exc:  # ssl.SSLError is one
+        raise Misuse(f"TRIOSWAP_CA_FILE: {file} holds no certificates that can be read: {exc}") from None
 
 
 @contextmanager
