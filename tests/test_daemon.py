@@ -358,3 +358,22 @@ async def test_nothing_leaks():
             await at_once(partial(one_of_many, served.port, 20 * batch + number) for number in range(20))
         await fetch(served.port, "POST", "/api/models/unload")
         await eventually(back)
+
+
+# ---- what is done at the start ----------------------------------------------------------------------
+
+
+async def test_preloaded_models_are_there_before_anybody_asks(caplog):
+    """Those that can live together both; one that does not start is told in the log, and harms nobody."""
+    models = {"a": scripted(), "b": scripted(), "broken": {"cmd": ["/nonexistent"], "proxy": "http://127.0.0.1:9"}}
+    hooks = {"on_startup": {"preload": ["a", "b", "broken"]}}
+    groups = {"all": {"swap": False, "members": list(models)}}
+    async with daemon(models, hooks=hooks, groups=groups) as served:
+        await eventually(partial(is_running, served.port, "a", state="ready"))
+        await eventually(partial(is_running, served.port, "b", state="ready"))
+
+        async def told() -> bool:
+            return any("preload failed model=broken" in record.getMessage() for record in caplog.records)
+
+        await eventually(told)
+        assert (await fetch(served.port, "POST", CHAT, chat("a"))).status == 200
