@@ -41,13 +41,14 @@ CONNECT = HeadersFrame(
     1, hpack.Encoder().encode([(b":method", b"CONNECT"), (b":authority", b"x")]), flags=("END_HEADERS",)
 )
 PING = b"are you?"
+CLOSE = b"\x88\x80\0\0\0\0"  # a frame that closes a websocket
 # Name -> what the client sends; between two parts it waits for the answer to the first.
 HOSTILE = {
     "byte-behind-upgrade": upgrade(behind=b"\x81"),
     "websocket-protocol-not-ascii": upgrade(b"Sec-WebSocket-Protocol: \xff"),
-    "websocket-extensions-not-ascii": upgrade(b"Sec-WebSocket-Extensions: \xff"),
+    "websocket-extensions-not-ascii": upgrade(b"Sec-WebSocket-Extensions: \xff", behind=CLOSE),
     "deflate-window-no-number": upgrade(
-        b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=x",
+        b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=x", behind=CLOSE
     ),
     "path-not-ascii": [http2(request(path=b"/\xff"))],
     "method-not-ascii": [http2(request(method=b"\xff"))],
@@ -61,6 +62,8 @@ HOSTILE = {
 # How many of 20 break the protocol code, if not all.
 BREAKING = {
     "byte-behind-upgrade": range(21),  # whether the application accepts before the byte is refused is a race
+    "websocket-extensions-not-ascii": range(21),  # nobody reads them; what stands behind is the first race again
+    "deflate-window-no-number": range(21),
     "data-after-early-answer": [0],  # the client does nothing wrong, so its connection lives on
 }
 

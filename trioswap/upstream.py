@@ -8,7 +8,6 @@ others: callers put cancel scopes around it.
 from __future__ import annotations
 
 import math
-import socket
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
@@ -21,6 +20,7 @@ import trio
 from trioswap.config.parts import TimeoutConfig
 from trioswap.connection import Connection, reason
 from trioswap.errors import BadRequest, UpstreamFailed, UpstreamTimedOut
+from trioswap.keepalive import probe_when_idle
 from trioswap.request import Body
 
 __all__ = ["Upstream", "UpstreamResponse", "end_to_end", "reason"]
@@ -29,9 +29,6 @@ Header = tuple[bytes, bytes]
 
 # Idle connections kept for one server; llama-swap keeps 10 per host as well (surface reference 1.6).
 MAX_IDLE: Final = 10
-# Seconds; Linux takes no more between two TCP keep-alive probes (tcp(7); MAX_TCP_KEEPINTVL in its source).
-MAX_KEEPALIVE: Final = 32_767
-
 # Fields that concern one connection only (RFC 9110, 7.6.1, and the older Proxy-Connection and Keep-Alive).
 HOP_BY_HOP: Final = frozenset(
     b"connection keep-alive proxy-connection te trailer transfer-encoding upgrade"
@@ -240,7 +237,7 @@ class Upstream:
             raise UpstreamTimedOut(self.model, why, before_first_byte=True) from exc
         except OSError as exc:
             raise self._no_connection(reason(exc)) from exc
-        _probe_when_idle(stream, self._timeouts.keepalive)
+        probe_when_idle(stream, self._timeouts.keepalive)
         connection = Connection(self.model, stream.socket)
         if self._closed:  # meanwhile; the port may be another's by now
             connection.close()
@@ -253,12 +250,3 @@ class Upstream:
 
     def _no_connection(self, why: str) -> UpstreamFailed:
         return UpstreamFailed(self.model, why, before_first_byte=True)
-
-
-def _probe_when_idle(stream: trio.SocketStream, every: float | None) -> None:
-    """Have the kernel find out when the server's machine is gone: its process alone says goodbye by itself."""
-    if every is not None:
-        seconds = min(max(1, math.ceil(every)), MAX_KEEPALIVE)
-        stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, seconds)
-        stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, seconds)

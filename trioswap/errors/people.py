@@ -54,7 +54,8 @@ class CannotListen(TrioswapError):
 
     def __init__(self, listen: str, why: str) -> None:
         super().__init__(
-            f"cannot listen on {listen}: {why}; stop what uses it, or choose another with --listen HOST:PORT or unix:/PATH"
+            f"cannot listen on {listen}: {why}; stop what uses it, "
+            "or choose another with --listen HOST:PORT or --listen unix:/PATH"
         )
 
 

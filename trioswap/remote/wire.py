@@ -29,7 +29,7 @@ import trio
 
 from trioswap.config.parts import TimeoutConfig
 from trioswap.connection import READ_SIZE, reason
-from trioswap.upstream import MAX_KEEPALIVE
+from trioswap.keepalive import MAX_KEEPALIVE
 
 # Seconds.  A server that has begun its answer, and takes nothing of the request for so long, will take no more of it.
 PATIENCE: Final = 2.0

@@ -17,6 +17,7 @@ Left to others: sockets, certificates, signals and the deadline of a shutdown (d
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -27,6 +28,7 @@ from hypercorn.app_wrappers import ASGIWrapper  # noqa: TID251 - this package is
 from hypercorn.config import Config  # noqa: TID251
 
 from trioswap.bounded import Patience
+from trioswap.keepalive import probe_when_idle
 from trioswap.server.applications import Context
 from trioswap.server.connection import Connection, Limits
 from trioswap.server.secure import Wire
@@ -133,6 +135,8 @@ class HttpServer:
     async def _serve(self, stream: trio.SocketStream) -> None:
         try:
             connection = self._connection(stream)
+            if stream.socket.family != socket.AF_UNIX:
+                probe_when_idle(stream, self.keep_alive)
         except OSError:
             return
         self._connections.add(connection)

@@ -26,8 +26,11 @@ from trioswap.bounded import ReadAhead
 from trioswap.server.applications import Applications, Context
 from trioswap.server.http2 import Http2
 from trioswap.server.secure import TlsStream, Wire
+from trioswap.server.websockets import install
 
 logger = logging.getLogger(__name__)
+
+install()
 
 # Bytes read while the parser is busy, and the most taken from the kernel at once (Hypercorn's MAX_RECV).
 READ_AHEAD: Final = 2**16
