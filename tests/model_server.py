@@ -7,10 +7,17 @@ JSON body: `{"script": {"chunks": 5, "chunk_delay": 0.01}}` takes any flag that 
     GET /health           200 "ok", or 503 while not ready
     GET /pid              its pid
     GET /children         JSON list of the pids that --fork and --setsid-child left behind
-    GET /requests         JSON {"started": n, "finished": n, "aborted": n}; these four do not count
+    GET /requests         JSON {"started": n, "finished": n, "aborted": n}
+    GET /seen             JSON of the last request that counted, byte for byte: method, target, headers, body (text
+                          in latin-1); null before the first
+    GET /closes           JSON list of how clients closed their websockets: a code, null for a close frame without
+                          one, "broken" for none; these six do not count
+    a websocket anywhere  what `model_websocket.py` says
     GET anything else     200 "NAME /the/raw/target", undecoded
     POST anything         JSON with the name, the pid, the path, the headers, and the request as "echo";
                           with "stream": true, server-sent events; both as an OpenAI client expects them
+    POST .../speech       audio, which is the name in bytes
+    POST to some others   the same JSON with what the endpoint is asked for beside it (`SHAPES`)
 
 "aborted" counts the requests whose client left before the answer was complete.
 """
@@ -24,6 +31,9 @@ import sys
 import threading
 import time
 
+import model_answers
+import model_websocket
+
 STARTED_AT = time.monotonic()
 
 # name -> default; the type of the default is the type of the value, False means a bare flag.
@@ -34,6 +44,7 @@ FLAGS = {
     "bind-delay": 0.0,  # seconds before the port is bound
     "wrong-port": False,  # never binds
     "ready-delay": 0.0,  # seconds since the start for which /health answers 503
+    "ready-once": "",  # /health answers 503 until this file exists; from then on it does not matter
     "never-ready": False,
     "exit-at-start": -1,  # exit code; exits at once, with a line on stderr
     "out-of-memory-unless": "",  # exits for want of memory unless this file exists; makes it, so the next start works
@@ -48,12 +59,13 @@ FLAGS = {
     "ignore-sigterm": False,
     "stop-delay": 0.0,  # seconds between SIGTERM and the exit
     # Answers.
+    "formats": False,  # answers what `model_answers.py` knows as it says, without the echo
     "grow": 0,  # bytes more that are in use after each POST
     "hold": False,  # never answers a counted request
     "answer-delay": 0.0,  # seconds before the first byte
     "chunks": 3,  # events in a stream
     "chunk-delay": 0.0,  # seconds before each of them
-    "status": 200,  # of every POST
+    "status": 200,  # of every POST; websockets are refused with another one
     "truncate": False,  # declares more bytes than it sends, then closes; a stream ends without its last chunk
     "die-on-request": False,  # exits upon a POST, before any byte
     "die-mid-stream": -1,  # exits after that many events
@@ -65,6 +77,8 @@ CHILD_LIFETIME = 120.0
 counts = {"started": 0, "finished": 0, "aborted": 0}
 counts_lock = threading.Lock()
 children = []
+seen = [None]  # what /seen says
+closes = []  # what /closes says
 ballast = []  # what --allocate and --grow take
 
 
@@ -199,7 +213,7 @@ def serve(options):
     listener.listen(1024)
     options.ready_at = max(time.monotonic(), STARTED_AT + options.ready_delay)
     say(options, "listening")
-    if not options.never_ready:
+    if not options.never_ready and not options.ready_once:
         threading.Thread(target=tell_ready, args=(options,), daemon=True).start()
     while True:
         connection, _ = listener.accept()
@@ -212,6 +226,10 @@ def tell_ready(options):
 
 
 def is_ready(options):
+    if options.ready_once:
+        if not os.access(options.ready_once, os.F_OK):
+            return False
+        options.ready_once = ""
     return not options.never_ready and time.monotonic() >= STARTED_AT + options.ready_delay
 
 
@@ -221,12 +239,19 @@ def is_ready(options):
 class Request:
     """One request, read to its end."""
 
-    def __init__(self, method, target, headers, body):
-        self.method, self.target, self.headers, self.body = method, target, headers, body
+    def __init__(self, method, target, fields, body):
+        self.method, self.target, self.fields, self.body = method, target, fields, body
+        self.headers = dict(fields)
         try:
             self.json = json.loads(body)
         except ValueError:
             self.json = None
+
+    @property
+    def said(self):
+        """All of it, for /seen."""
+        body = self.body.decode("latin-1")
+        return {"method": self.method, "target": self.target, "headers": self.fields, "body": body}
 
     @property
     def wants(self):
@@ -250,12 +275,12 @@ def serve_request(connection, reader, options):
     if not line.strip():
         return False
     method, target, _version = line.decode("latin-1").split(" ", 2)
-    headers = read_headers(reader)
+    fields = read_fields(reader)
     if method == "GET" and target in REPORTS:
         status, text = REPORTS[target](options)
         send(connection, status, "text/plain" if status != 200 else "application/json", text.encode())
-        return headers.get("connection") != "close"
-    return counted(connection, reader, options, (method, target, headers))
+        return dict(fields).get("connection") != "close"
+    return counted(connection, reader, options, (method, target, fields))
 
 
 REPORTS = {
@@ -263,6 +288,8 @@ REPORTS = {
     "/pid": lambda _: (200, str(os.getpid())),
     "/children": lambda _: (200, json.dumps(children)),
     "/requests": lambda _: (200, json.dumps(counts)),
+    "/seen": lambda _: (200, json.dumps(seen[0])),
+    "/closes": lambda _: (200, json.dumps(closes)),
 }
 
 
@@ -270,8 +297,13 @@ def counted(connection, reader, options, head):
     count("started")
     outcome = "aborted"
     try:
-        request = Request(*head, read_body(connection, reader, head[2]))
-        keep = answer(connection, request, options.overridden(request.wants.get("script", {})))
+        request = Request(*head, read_body(connection, reader, dict(head[2])))
+        seen[0] = request.said
+        options = options.overridden(request.wants.get("script", {}))
+        if model_websocket.is_asked_for(request.headers) and options.status == 200 and not options.hold:
+            keep = talk(connection, reader, request)
+        else:
+            keep = answer(connection, request, options)
         outcome = "finished"
     except (OSError, ClientLeft):
         return False
@@ -280,17 +312,29 @@ def counted(connection, reader, options, head):
     return keep and request.headers.get("connection") != "close"
 
 
+def talk(connection, reader, request):
+    """Serve a websocket; return that the connection may carry nothing else."""
+    end = "broken"
+    try:
+        end = model_websocket.talk(connection, reader, request.headers, DIED)
+    except EOFError:
+        raise ClientLeft from None
+    finally:
+        closes.append(end)
+    return False
+
+
 def count(what):
     with counts_lock:
         counts[what] += 1
 
 
-def read_headers(reader):
-    headers = {}
+def read_fields(reader):
+    fields = []
     while (line := reader.readline()).strip():
         name, _, value = line.decode("latin-1").partition(":")
-        headers[name.strip().lower()] = value.strip()
-    return headers
+        fields.append((name.strip().lower(), value.strip()))
+    return fields
 
 
 def read_body(connection, reader, headers):
@@ -305,7 +349,7 @@ def read_chunks(reader):
     while length := int(read_line(reader).partition(b";")[0], 16):
         yield read_exactly(reader, length)
         read_line(reader)
-    read_headers(reader)  # trailers
+    read_fields(reader)  # trailers
 
 
 def read_line(reader):
@@ -334,18 +378,44 @@ def answer(connection, request, options):
     if options.hold:
         wait_for_departure(connection, None)
     wait_for_departure(connection, options.answer_delay)
-    if request.method != "POST":
+    if request.method != "POST" and not model_websocket.is_asked_for(request.headers):
         send(connection, 200, "text/plain", f"{options.name} {request.target}".encode())
         return True
     if options.status != 200:
         error = {"error": {"message": f"{options.name} says {options.status}", "type": "scripted", "code": None}}
         send(connection, options.status, "application/json", json.dumps(error).encode())
         return True
+    if options.formats and formatted(connection, request, options):
+        return True
     if request.wants.get("stream") is True:
         return stream(connection, options)
-    body = json.dumps(completion(request, options)).encode()
-    send(connection, 200, "application/json", body, missing=100 if options.truncate else 0)
+    endpoint = request.target.partition("?")[0].rpartition("/")[2]
+    kind, body = "application/json", json.dumps(completion(request, options) | SHAPES.get(endpoint, {})).encode()
+    if endpoint == "speech":
+        kind, body = "audio/mpeg", b"\xff\xfb" + options.name.encode()
+    send(connection, 200, kind, body, missing=100 if options.truncate else 0)
     return not options.truncate
+
+
+# What answers have beside what `completion` says, by the last word of the path.
+SHAPES = {
+    "count_tokens": {"input_tokens": 1},
+    "embeddings": {"object": "list", "data": [{"object": "embedding", "index": 0, "embedding": [0.0, 1.0]}]},
+    "rerank": {"results": [{"index": 0, "relevance_score": 1.0}]},
+    "reranking": {"results": [{"index": 0, "relevance_score": 1.0}]},
+    "infill": {"content": "x"},
+    "completion": {"content": "x"},
+    "transcriptions": {"text": "x"},
+    "translations": {"text": "x"},
+    "generations": {"data": [{"b64_json": "eA=="}]},
+    "edits": {"data": [{"b64_json": "eA=="}]},
+    "variations": {"data": [{"b64_json": "eA=="}]},
+    "txt2img": {"images": ["eA=="]},
+    "img2img": {"images": ["eA=="]},
+    "tokenize": {"tokens": [1]},
+    "detokenize": {"content": "x"},
+    "apply-template": {"prompt": "x"},
+}
 
 
 def wait_for_departure(connection, seconds):
@@ -396,6 +466,25 @@ def stream(connection, options):
     if options.truncate:
         return False
     send_chunk(connection, b"data: [DONE]\n\n")
+    connection.sendall(b"0\r\n\r\n")
+    return True
+
+
+def formatted(connection, request, options):
+    """Answer as the endpoint's own documentation has it; return whether it is known."""
+    asked = (request.target, request.wants, options.name)
+    streams = request.wants.get("stream") is True or b'name="stream"\r\n\r\ntrue' in request.body
+    events = model_answers.events(*asked) if streams else None
+    if events is None:
+        answer = model_answers.answer(*asked)
+        if answer is not None:
+            send(connection, 200, *answer)
+        return answer is not None
+    head = b"HTTP/1.1 200 Scripted\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    connection.sendall(head)
+    for event in events:
+        wait_for_departure(connection, options.chunk_delay)
+        send_chunk(connection, event)
     connection.sendall(b"0\r\n\r\n")
     return True
 

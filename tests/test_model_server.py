@@ -58,6 +58,19 @@ async def test_a_post_is_echoed_with_the_name_of_the_server():
         assert answer["headers"]["x-extra"] == "1"
 
 
+async def test_it_tells_what_it_has_seen():
+    """The last request that counted: every header in its order, and every byte of the body."""
+    port = free_port()
+    async with running(model_argv("m", port=port), until="ready"):
+        assert await ask(port, "GET", "/seen") == (200, b"null")
+        status, body = await ask(port, "POST", "/v1/audio/speech", b"\xff\n", "X-A: 1", "x-a: 2")
+        assert (status, body) == (200, b"\xff\xfbm")
+        seen = json.loads((await ask(port, "GET", "/seen"))[1])
+        assert (seen["method"], seen["target"], seen["body"]) == ("POST", "/v1/audio/speech", "\xff\n")
+        assert seen["headers"][-2:] == [["x-a", "1"], ["x-a", "2"]]
+        assert json.loads((await ask(port, "POST", "/v1/rerank", HELLO))[1])["results"][0]["index"] == 0
+
+
 async def test_one_connection_carries_many_requests_with_either_kind_of_body():
     """Keep-alive, Content-Length and chunked request bodies."""
     port = free_port()

@@ -19,7 +19,7 @@ from trioswap.api import Services
 from trioswap.asgi import Exchange
 from trioswap.asgi_websocket import Socket
 from trioswap.errors import Forbidden, ForeignOrigin, InternalError, TrioswapError, Unauthorized
-from trioswap.incoming import ClientLeft, Incoming, Message, Receive, Send
+from trioswap.incoming import ClientLeft, Incoming, Message, Receive, Send, in_origin_form
 from trioswap.request import check_framing, client_of, is_in
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class App:
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request or serve one websocket, whatever happens while doing so."""
         request_id = f"req_{secrets.token_hex(8)}"
+        scope = in_origin_form(scope)
         if scope["type"] == "websocket":
             socket = Socket(scope, request_id, receive, send)
             await self._serve(socket, lambda: self._connect(socket), socket.fail)

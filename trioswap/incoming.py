@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
 import attrs
@@ -14,6 +15,19 @@ from trioswap.request import Headers
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+
+_ABSOLUTE: Final = re.compile(rb"https?://(?:[^/@]*@)?([^/]*)", re.IGNORECASE)
+
+
+def in_origin_form(scope: Message) -> Message:
+    """*scope* as if a target such as `http://HOST/PATH` had been `/PATH`, and its Host `HOST` (RFC 9112, 3.2.2)."""
+    absolute = _ABSOLUTE.match(scope["raw_path"])
+    if absolute is None:
+        return scope
+    path = scope["raw_path"][absolute.end() :] or b"/"
+    headers = [(name, absolute[1] if name.lower() == b"host" else value) for name, value in scope["headers"]]
+    return {**scope, "raw_path": path, "path": unquote(path.decode("ascii", "replace")), "headers": headers}
 
 
 class ClientLeft(Exception):

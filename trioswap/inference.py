@@ -14,7 +14,7 @@ from trioswap.asgi import Exchange
 from trioswap.errors import NotLoaded
 from trioswap.incoming import Incoming
 from trioswap.names import AtPeer, Here
-from trioswap.request import Body, Call, preferred_wait, split_upstream
+from trioswap.request import Body, Call, check_length, preferred_wait, split_upstream
 from trioswap.spool import Spool
 from trioswap.way import Way
 
@@ -67,12 +67,12 @@ async def upstream_route(exchange: Exchange, services: Services) -> None:
 async def comfyui_route(exchange: Exchange, services: Services) -> None:
     """Any method on /comfyui/...: the model of that name, which only `/comfyui/` itself starts."""
     model = services.routing.model(COMFYUI)
-    if exchange.rest and services.fleet.passing(model) is None:
-        raise NotLoaded(model, "any page but /comfyui/")
     with ExitStack() as stack:
+        route = stack.enter_context(services.routing.route(model, exchange.key))
+        if exchange.rest and services.fleet.passing(model) is None:
+            raise NotLoaded(model, "any page but /comfyui/")
         body = await _upload(exchange, services, stack)
         row = stack.enter_context(services.tracker.track(exchange, exchange.path))
-        route = stack.enter_context(services.routing.route(model, exchange.key))
         target = b"/" + exchange.rest + exchange.raw_query
         await _forward(Way(exchange, services, row, route), exchange, target, body)
 
@@ -117,6 +117,7 @@ def _is_passing(services: Services, path: bytes) -> bool:
 
 async def _upload(exchange: Exchange, services: Services, stack: ExitStack) -> bytes | Spool:
     """The request body, on disk if it is large."""
+    check_length(exchange.headers, services.config.max_upload, "max_upload")
     spool = stack.enter_context(Spool())
     async for data in exchange.pieces(services.config.max_upload):
         await spool.write(data)

@@ -27,7 +27,7 @@ import trio
 from trioswap import sse
 from trioswap.asgi import Exchange
 from trioswap.cors import without_cors
-from trioswap.errors import PeerFailed, QueueTimedOut, StillLoading, TrioswapError, UpstreamFailed
+from trioswap.errors import QueueTimedOut, StillLoading, TrioswapError, UpstreamFailed, UpstreamTimedOut
 from trioswap.origin import Answer
 from trioswap.request import Call, Headers
 from trioswap.way import Source
@@ -159,8 +159,8 @@ class _Relay:
                 async with held.upstream.request(call.method, call.target, headers, call.body) as response:
                     await _relay(hand, response)
                 return True
-            except (UpstreamFailed, PeerFailed) as exc:
-                if last or not exc.before_first_byte:
+            except UpstreamFailed as exc:  # the end of a peer is told by nobody
+                if last or not exc.before_first_byte or isinstance(exc, UpstreamTimedOut):
                     raise
                 with trio.move_on_after(DEATH_NOTICE):
                     await held.dead.wait()

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import attrs
 
 from trioswap.config.parts import Network
-from trioswap.errors import AmbiguousLength
+from trioswap.errors import AmbiguousLength, BodyTooLarge
 
 T = TypeVar("T")
 Headers = list[tuple[bytes, bytes]]
@@ -66,6 +66,17 @@ def check_framing(headers: Iterable[tuple[bytes, bytes]]) -> None:
     names = {name.lower() for name, _ in headers}
     if b"content-length" in names and b"transfer-encoding" in names:
         raise AmbiguousLength
+
+
+def check_length(headers: Headers, limit: int, setting: str) -> None:
+    """Refuse a body that says itself that it is larger than *limit* bytes, before any of it is read.
+
+    Raises:
+        BodyTooLarge: it does; *setting* is the limit's name.
+    """
+    declared = header(headers, b"content-length") or b""
+    if declared.isdigit() and int(declared) > limit:
+        raise BodyTooLarge(limit, setting)
 
 
 def client_of(peer: str | None, headers: Headers, trusted: Sequence[Network]) -> str | None:
