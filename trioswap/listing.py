@@ -68,7 +68,7 @@ class Listing:
 
     def _of_model(self, model: ModelConfig) -> Iterator[Row]:
         loaded = self.states.get(model.name) in OCCUPIED
-        about = _about(model.capabilities)
+        about = abilities(model.capabilities)
         metadata = {k: v for k, v in model.metadata.items() if not (about and k in _RESERVED)}
         for name in self._names_of(model):
             if name == model.name:
@@ -141,7 +141,7 @@ def _finished(row: Row, about: Row, can: CapabilityConfig | None, *, loaded: boo
     return {**row, "meta": meta, "status": {"value": "loaded" if loaded else "unloaded"}}
 
 
-def _about(can: CapabilityConfig | None) -> Row:
+def abilities(can: CapabilityConfig | None) -> Row:
     """What a model can do, in the fields of the list."""
     if can is None:
         return {}

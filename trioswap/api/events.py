@@ -11,12 +11,12 @@ import trio
 
 from trioswap.api import Services
 from trioswap.api.requests import row_of
-from trioswap.api.scheduling import _row
+from trioswap.api.scheduling import waiting_row
 from trioswap.asgi import Exchange
 from trioswap.config import ModelConfig
 from trioswap.fleet import Fleet
 from trioswap.lifecycle import State
-from trioswap.listing import _about
+from trioswap.listing import abilities
 from trioswap.logs import Logs
 from trioswap.request import Headers
 from trioswap.tracker import Tracked, Tracker
@@ -100,7 +100,7 @@ class _Daemon:
         return self.services.routing.profile
 
     def waiting(self) -> list[dict[str, Any]]:
-        return [_row(view) for view in self.services.fleet.waiting()]
+        return [waiting_row(view) for view in self.services.fleet.waiting()]
 
     def row(self, request: Tracked) -> dict[str, Any]:
         return row_of(request)
@@ -121,7 +121,7 @@ def _of_model(model: ModelConfig, state: State) -> dict[str, Any]:
         row |= {"state": State.STOPPING.value, "draining": True}
     if model.aliases:
         row["aliases"] = list(model.aliases)
-    about = _about(model.capabilities)
+    about = abilities(model.capabilities)
     return row | {key: about[key] for key in ("capabilities", "context_length") if key in about}
 
 

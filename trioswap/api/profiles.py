@@ -36,6 +36,7 @@ async def activate(exchange: Exchange, services: Services) -> None:
     """
     body = b"".join([piece async for piece in exchange.pieces(_LIMIT, "of PUT /api/profiles/active")])
     services.routing.activate(_name(body))
+    services.events.stir()
     await exchange.json(200, {"active": services.routing.profile})
 
 

@@ -47,7 +47,7 @@ async def queue(exchange: Exchange, services: Services) -> None:
     await exchange.json(
         200,
         {
-            "waiting": [_row(view) for view in services.fleet.waiting()],
+            "waiting": [waiting_row(view) for view in services.fleet.waiting()],
             "lent": [
                 {"label": loan.name, "holding": dict(loan.holding), "since": round(now - loan.age, 3)}
                 for loan in services.fleet.loans()
@@ -63,13 +63,14 @@ async def queue(exchange: Exchange, services: Services) -> None:
 async def queue_of_one(exchange: Exchange, services: Services) -> None:
     """GET /api/queue/{request}: the row of one waiting request."""
     wanted = exchange.name
-    row = next((row for row in map(_row, services.fleet.waiting()) if row["request"] == wanted), None)
+    row = next((row for row in map(waiting_row, services.fleet.waiting()) if row["request"] == wanted), None)
     if row is None:
         raise NotWaiting(wanted if len(wanted) <= NAME_LIMIT else f"{wanted[:NAME_LIMIT]}...")
     await exchange.json(200, row)
 
 
-def _row(view: WaitView) -> dict[str, Any]:
+def waiting_row(view: WaitView) -> dict[str, Any]:
+    """One waiting request as others may see it."""
     return {
         "request": view.label or view.model,  # who waits for memory of its own is called by its own name
         "model": view.model,
