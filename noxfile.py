@@ -32,7 +32,8 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything but races and large walks: real children, real sockets, the real engine, real clients."""
     session.install("-e", ".[llama,nvidia,simulate,test]")
-    session.run("pytest", "-m", "not fuzz and not races and not walks", *session.posargs)
+    long = ("fuzz", "kills", "large", "races", "schema", "walks")
+    session.run("pytest", "-m", " and ".join(f"not {marker}" for marker in long), *session.posargs)
 
 
 @nox.session
@@ -54,6 +55,20 @@ def fuzz(session: nox.Session) -> None:
     """Mangled configuration files through both readers, bounded; options: -- --fuzz-seed N --fuzz-count N."""
     session.install("-e", ".[test]")
     session.run("pytest", "-m", "fuzz", *session.posargs)
+
+
+@nox.session
+def schema(session: nox.Session) -> None:
+    """Requests that break a promise of the OpenAPI document, about a minute; options: -- --hypothesis-seed=N."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "schema", "-s", *session.posargs)
+
+
+@nox.session
+def large(session: nox.Session) -> None:
+    """Bodies of 1 GiB in both directions, and what they cost in memory."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "large", "-s", *session.posargs)
 
 
 @nox.session
