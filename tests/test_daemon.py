@@ -377,3 +377,11 @@ async def test_preloaded_models_are_there_before_anybody_asks(caplog):
 
         await eventually(told)
         assert (await fetch(served.port, "POST", CHAT, chat("a"))).status == 200
+
+
+async def test_a_daemon_may_have_peers_only():
+    """Then nothing lives beside anything, and the rule about that is empty."""
+    async with daemon({"a": scripted()}) as other:
+        peers = {"far": {"proxy": f"http://127.0.0.1:{other.port}", "models": ["a"]}}
+        async with daemon({}, peers=peers) as served:
+            assert (await fetch(served.port, "POST", CHAT, chat("far/a"))).json()["model"] == "a"

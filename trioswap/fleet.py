@@ -44,8 +44,7 @@ def residency_of(config: Config, budget: Budget | None) -> Residency:
     elif config.groups:
         rules = Groups(config.groups)
     if config.memory is None:
-        assert rules is not None, "there is always a rule"
-        return rules
+        return rules or Groups([])  # of no models, where there are only peers
     assert budget is not None, "memory is in play"
     return budget if rules is None else Both(rules, budget, frozenset(config.models))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import ExitStack
 from typing import Final
@@ -150,5 +149,5 @@ def _manner(way: Way, exchange: Exchange, *, streams: bool) -> proxy.Manner:
         config.heartbeat,
         text if wants_text else None,
         preferred_wait(exchange.headers),
-        math.inf if spec is None or spec.queue_timeout is None else spec.queue_timeout,
+        way.queue_timeout,
     )

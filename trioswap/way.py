@@ -77,6 +77,12 @@ class Way:
         return self.services.config.models[self.model].timeouts if self.peer is None else self.peer.config.timeouts
 
     @property
+    def queue_timeout(self) -> float:
+        """Seconds that it may wait for its model; a peer does its own waiting."""
+        limit = self.services.config.models[self.model].queue_timeout if self.peer is None else None
+        return math.inf if limit is None else limit
+
+    @property
     def headers(self) -> Headers:
         """What the server sees of the client's headers.
 

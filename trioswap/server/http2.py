@@ -19,6 +19,7 @@ from hypercorn.protocol.events import Body, Data, EndBody, EndData, StreamClosed
 from hypercorn.protocol.events import Event as StreamEvent  # noqa: TID251
 from hypercorn.protocol.h2 import BUFFER_HIGH_WATER, H2Protocol  # noqa: TID251
 from hypercorn.protocol.http_stream import HTTPStream  # noqa: TID251
+from hypercorn.protocol.ws_stream import WSStream  # noqa: TID251
 
 from trioswap.server.applications import Context
 
@@ -48,6 +49,7 @@ class Http2(H2Protocol):
             try:
                 if isinstance(event, StreamClosed):
                     await self._reset_if_cut_short(event.stream_id)
+                    await self._end_if_websocket(event.stream_id)
                 await super().stream_send(event)
                 while self._is_behind(event):
                     await self._progress.park()
@@ -82,9 +84,21 @@ class Http2(H2Protocol):
         for event in events:
             if isinstance(event, h2.events.DataReceived) and event.stream_id not in self.streams:
                 self.connection.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+            elif isinstance(event, h2.events.StreamEnded) and await self._end_if_websocket(event.stream_id):
+                # As the end of a connection (RFC 8441, 5).  Hypercorn passes it over, and the websocket would live on.
+                await self._close_stream(event.stream_id)
             else:
                 await super()._handle_events([event])
+                await self._tell_refused(event)
         await self._flush()
+
+    async def _tell_refused(self, event: h2.events.Event) -> None:
+        """Tell the application of a websocket that Hypercorn has refused, because data came before its answer."""
+        if isinstance(event, h2.events.DataReceived):
+            stream = self.streams.get(event.stream_id)
+            if isinstance(stream, WSStream) and stream.closed:
+                stream.closed = False  # or it would not tell
+                await self._close_stream(event.stream_id)
 
     async def _reset_if_cut_short(self, stream_id: int) -> None:
         buffer = self.stream_buffers.get(stream_id)
@@ -93,6 +107,16 @@ class Http2(H2Protocol):
         if buffer.buffer:
             await buffer.drain()
         await self._reset(stream_id, h2.errors.ErrorCodes.INTERNAL_ERROR)
+
+    async def _end_if_websocket(self, stream_id: int) -> bool:
+        """Let our side of a websocket end, which Hypercorn forgets when the client closes, behind what is unsent."""
+        if not isinstance(self.streams.get(stream_id), WSStream):
+            return False
+        buffer = self.stream_buffers.get(stream_id)
+        if buffer is not None and not buffer._complete:
+            buffer.set_complete()
+            await self._window_updated(stream_id)  # so that the sending task looks at the stream
+        return True
 
     async def _reset(self, stream_id: int, code: h2.errors.ErrorCodes) -> None:
         with suppress(h2.exceptions.ProtocolError):  # the client was faster
