@@ -72,6 +72,13 @@ def large(session: nox.Session) -> None:
 
 
 @nox.session
+def npm(session: nox.Session) -> None:
+    """The npm packages of OpenAI and Anthropic against a daemon, through loads and swaps; needs Node."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/npm_check.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """`trioswap demo` under 200 interleaved streams of 8 clients, watched from outside."""
     session.install("-e", ".[llama,test]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -32,12 +33,21 @@ def python(code: str) -> tuple[str, ...]:
     return (sys.executable, "-S", "-E", "-u", "-c", code)
 
 
+# Below the ports that the kernel gives to connections: one of those may take the port of a server that is
+# being swapped.  Each is given once, and two runs at the same time begin at different ones.
+_PORTS = itertools.count(10_000 + 10 * (os.getpid() % 1_900))
+
+
 def free_port() -> int:
     """A loopback port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    for port in _PORTS:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
         return port
+    raise AssertionError("ports do not end")
 
 
 def alive(pid: int) -> bool:
