@@ -8,6 +8,7 @@ import attrs
 import pytest
 import trio
 import trustme
+from clocks import guarded
 from origins import (
     CHUNKED,
     GUARD,
@@ -71,7 +72,7 @@ async def serve(kind, nursery):
         made.append(kind.make(server.url + base))
         return server, made[-1]
 
-    with trio.fail_after(GUARD):
+    with guarded():
         yield start
     for origin in made:
         await origin.aclose() if isinstance(origin, Peer) else origin.close()
@@ -552,7 +553,7 @@ async def test_a_server_may_answer_while_it_reads(serve, monkeypatch):
     assert (await ask(origin, "POST", body=HUGE + b"!"))[2] == b"earlylate"
 
 
-# ---- leaving early ----
+# ---- leaving early; on a clock that stands still, where nothing that ends has waited for a limit ----
 
 
 async def sending(end):
@@ -569,9 +570,9 @@ async def reading_the_body(end):
 
 
 @pytest.mark.parametrize("phase", [sending, waiting_for_the_head, reading_the_body])
-async def test_a_cancelled_request_leaves_nothing(serve, phase, autojump_clock):
+async def test_a_cancelled_request_leaves_nothing(serve, phase, mock_clock):
     """Cancelled in any phase, a request's connection is closed so that the server sees it, and no socket stays open."""
-    reached, look, left = trio.Event(), trio.Event(), trio.Event()
+    reached, read, look, left = trio.Event(), trio.Event(), trio.Event(), trio.Event()
 
     async def script(end):
         await phase(end)
@@ -580,11 +581,16 @@ async def test_a_cancelled_request_leaves_nothing(serve, phase, autojump_clock):
         await end.gone()
         left.set()
 
+    async def exchange():
+        async with origin.request("POST", b"/", [], HUGE if phase is sending else b"small") as answer:
+            async for _ in answer.chunks():
+                read.set()
+
     _, origin = await serve(script)
-    before, started = open_sockets(), trio.current_time()
+    before = open_sockets()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: ask(origin, "POST", body=HUGE if phase is sending else b"small"))
-        await reached.wait()
+        nursery.start_soon(exchange)
+        await (read if phase is reading_the_body else reached).wait()
         await wait_all_tasks_blocked()
         assert open_sockets() == before + 2  # both ends are ours here
         nursery.cancel_scope.cancel(reason="test")
@@ -592,11 +598,11 @@ async def test_a_cancelled_request_leaves_nothing(serve, phase, autojump_clock):
     look.set()
     await left.wait()
     await wait_all_tasks_blocked()
-    assert (open_sockets(), trio.current_time()) == (before, started)
+    assert open_sockets() == before
 
 
 @pytest.mark.parametrize("read", [True, False])
-async def test_leaving_the_block_early_closes_at_once(serve, read, autojump_clock):
+async def test_leaving_the_block_early_closes_at_once(serve, read, mock_clock):
     """A caller that leaves before the end of a body ends the connection, and an error of its own passes untouched."""
     left = trio.Event()
 
@@ -606,11 +612,10 @@ async def test_leaving_the_block_early_closes_at_once(serve, read, autojump_cloc
         left.set()
 
     server, origin = await serve(script)
-    started = trio.current_time()
     with pytest.raises(ZeroDivisionError):  # noqa: PT012 - the block is the subject
         async with origin.request("GET", b"/", [], b"") as answer:
             if read:
                 await anext(answer.chunks())
             raise ZeroDivisionError
     await left.wait()
-    assert (server.connections, trio.current_time()) == (1, started)
+    assert server.connections == 1

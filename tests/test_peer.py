@@ -6,12 +6,14 @@ What both have in common is tested in `test_origins`.
 from __future__ import annotations
 
 import base64
+import select
 import socket
 import ssl
 
 import pytest
 import trio
 import trustme
+from clocks import guarded, passes
 from origins import (
     CHUNKED,
     GUARD,
@@ -25,6 +27,7 @@ from origins import (
     saying,
     server_context,
 )
+from serving import until
 from trio.testing import wait_all_tasks_blocked
 
 from trioswap.config.parts import PeerConfig, TimeoutConfig
@@ -32,7 +35,7 @@ from trioswap.errors import PeerFailed, PeerTimedOut
 from trioswap.remote import Peer, PeerState, peer
 from trioswap.remote.health import Watch
 from trioswap.remote.proxies import proxy_for
-from trioswap.remote.wire import Backend
+from trioswap.remote.wire import PATIENCE, Backend
 
 LIMITS = TimeoutConfig(response_header=60.0)
 
@@ -73,6 +76,13 @@ async def serve(nursery):
 async def guard():
     """For tests on the real clock."""
     with trio.fail_after(GUARD):
+        yield
+
+
+@pytest.fixture
+async def real_guard():
+    """For tests on a clock that they move."""
+    with guarded():
         yield
 
 
@@ -177,7 +187,7 @@ async def test_a_cancelled_handshake_leaves_nothing(serve, guard):
     assert open_sockets() == before
 
 
-# ---- limits; the clock jumps over the waits ----
+# ---- limits, on a clock that the tests move ----
 
 
 @pytest.fixture
@@ -191,85 +201,145 @@ def full_port():
                 waiting.append(socket.socket())
                 waiting[-1].setblocking(False)
                 waiting[-1].connect_ex(listener.getsockname())
+            assert select.select([listener], [], [], GUARD)[0]
             yield listener.getsockname()[1]
         finally:
             for each in waiting:
                 each.close()
 
 
-async def late(to, limit, match, **request):
-    """The request takes *limit* seconds and fails; returns the error."""
-    started = trio.current_time()
-    with pytest.raises(PeerTimedOut, match=match) as caught:
-        await ask(to, **request)
-    assert trio.current_time() - started == pytest.approx(limit)
-    assert (caught.value.status, caught.value.before_first_byte) == (504, True)
+@pytest.fixture
+def wires(monkeypatch):
+    """Our ends of the connections, in the order in which they are made."""
+    made, connect = [], Backend.connect_tcp
+
+    async def connect_and_note(*args, **kwargs):
+        made.append(await connect(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(Backend, "connect_tcp", connect_and_note)
+    return made
 
 
-async def test_a_connection_is_not_waited_for_for_ever(full_port, autojump_clock):
+def silent(got):
+    """A script: say nothing, and set *got* when there is something of a request."""
+
+    async def script(end):
+        await end.head()
+        got.set()
+        await end.gone()
+
+    return script
+
+
+async def late(clock, begun, limit, match, to):
+    """The request, of which *begun* says when it waits, fails after *limit* seconds and not before."""
+    errors = []
+
+    async def fail():
+        with pytest.raises(PeerTimedOut, match=match) as caught:
+            await ask(to)
+        errors.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        await until(begun)
+        await passes(clock, limit - 0.1)
+        assert errors == []
+        await passes(clock, 0.2)
+        assert [(error.status, error.before_first_byte) for error in errors] == [(504, True)]
+
+
+async def test_a_connection_is_not_waited_for_for_ever(full_port, mock_clock, real_guard):
     """A peer that accepts nobody is given up, is down, and nothing is left open."""
     to, before = peer_at(f"http://127.0.0.1:{full_port}"), open_sockets()
-    await late(to, 30, r"no connection to 127.0.0.1:\d+ within 30.0 s \(timeouts.connect\)")
+    why = r"no connection to 127.0.0.1:\d+ within 30.0 s \(timeouts.connect\)"
+    await late(mock_clock, lambda: open_sockets() > before, 30, why, to)
     assert to.health.state is PeerState.DOWN
     assert open_sockets() == before
 
 
-async def test_a_handshake_is_not_waited_for_for_ever(serve, autojump_clock):
+async def test_a_handshake_is_not_waited_for_for_ever(serve, mock_clock, real_guard):
     """A peer that accepts and is silent is given up."""
-    server, _ = await serve(saying())
+    got = trio.Event()
+    server, _ = await serve(silent(got))
     to = peer_at(server.url.replace("http:", "https:"))
-    await late(to, 10, r"no TLS with 127.0.0.1 within 10.0 s \(timeouts.tls_handshake\)")
+    why = r"no TLS with 127.0.0.1 within 10.0 s \(timeouts.tls_handshake\)"
+    await late(mock_clock, got.is_set, 10, why, to)
     assert to.health.state is PeerState.DOWN
 
 
-async def test_the_head_of_an_answer_is_not_waited_for_for_ever(serve, autojump_clock):
+async def test_the_head_of_an_answer_is_not_waited_for_for_ever(serve, mock_clock, real_guard):
     """A peer that thinks too long is given up, and told of; it is not down for that."""
-    server, to = await serve(saying())
-    await late(to, 60, "did not begin its answer within 60 s; .* longer timeouts.response_header")
+    got = trio.Event()
+    server, to = await serve(silent(got))
+    why = "did not begin its answer within 60 s; .* longer timeouts.response_header"
+    await late(mock_clock, got.is_set, 60, why, to)
     assert to.health.state is PeerState.UNKNOWN
     assert server.connections == 1
 
 
-async def test_a_peer_that_takes_nothing_is_given_up(serve, autojump_clock):
+async def test_a_peer_that_takes_nothing_is_given_up(serve, mock_clock, real_guard):
     """A request that is not read has the same limit."""
+    got, errors = trio.Event(), []
 
     async def script(end):
         await end.head()
+        got.set()
         await trio.sleep_forever()
 
+    async def fail():
+        with pytest.raises(PeerTimedOut, match="took nothing of the request for 60 s") as caught:
+            await ask(to, "POST", body=HUGE)
+        errors.append(caught.value)
+
     _, to = await serve(script)
-    await late(to, 60, "took nothing of the request for 60 s", method="POST", body=HUGE)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fail)
+        await got.wait()
+        await passes(mock_clock, 59.9)
+        assert errors == []
+        # The kernel may take some more of it at any moment, which counts as progress, but not all.
+        while not errors:
+            await passes(mock_clock, 60)
+    assert [(error.status, error.before_first_byte) for error in errors] == [(504, True)]
 
 
-async def test_without_a_limit_there_is_none(serve, autojump_clock):
+async def test_without_a_limit_there_is_none(serve, mock_clock, real_guard):
     """Neither for the head, where none is configured, nor ever between pieces."""
+    read = trio.Event()
 
     async def script(end):
         await end.request()
-        await trio.sleep(7200)
+        await passes(mock_clock, 7200)
         await end.say(CHUNKED + b"1\r\na\r\n")
-        await trio.sleep(7200)
+        await read.wait()
+        await passes(mock_clock, 7200)
         await end.say(b"0\r\n\r\n")
 
     _, to = await serve(script, timeouts=TimeoutConfig(response_header=None))
-    assert (await ask(to))[2] == b"a"
+    async with to.request("GET", b"/", [], b"") as answer:
+        chunks = answer.chunks()
+        assert await anext(chunks) == b"a"
+        read.set()
+        assert [chunk async for chunk in chunks] == []
 
 
-async def test_impatience_with_an_early_answer_ends_with_the_exchange(serve, autojump_clock):
+async def test_impatience_with_an_early_answer_ends_with_the_exchange(serve, wires, mock_clock, real_guard):
     """Neither an interim answer nor the one before make a peer lose its time to read a request."""
 
     async def script(end):
         await end.head()
         await end.say(b"HTTP/1.1 100 Continue\r\n\r\n")
-        await trio.sleep(30)
-        left = len(HUGE) // 2
-        while left > 0:
-            left -= len(await end.stream.receive_some())
-        await end.say(OK)
+        await until(lambda: wires[0]._early)
+        await passes(mock_clock, 30)
+        await end.stream.receive_some()
+        await end.say(OK)  # while most of the request is still to be sent
+        await until(lambda: wires[0]._pipe._patience == PATIENCE)
         while not (await end.stream.receive_some()).endswith(b"!"):
             pass
         await end.head()
-        await trio.sleep(30)
+        await passes(mock_clock, 30)
         while not (await end.stream.receive_some()).endswith(b"!"):
             pass
         await end.say(OK)
@@ -280,8 +350,8 @@ async def test_impatience_with_an_early_answer_ends_with_the_exchange(serve, aut
     assert server.connections == 1
 
 
-async def test_a_server_that_will_say_no_more_is_sent_no_more(serve, autojump_clock):
-    """The end of what it says is enough to know; it need not close what it does not read."""
+async def test_a_server_that_will_say_no_more_is_sent_no_more(serve, mock_clock, real_guard):
+    """The end of what it says is enough to know, in no time; it need not close what it does not read."""
 
     async def script(end):
         await end.head()
@@ -290,9 +360,7 @@ async def test_a_server_that_will_say_no_more_is_sent_no_more(serve, autojump_cl
         await trio.sleep_forever()
 
     _, to = await serve(script)
-    started = trio.current_time()
     assert (await ask(to, "POST", body=HUGE))[2] == b"no"
-    assert trio.current_time() == started
 
 
 async def test_an_idle_connection_expires(serve, guard):
@@ -412,7 +480,7 @@ async def test_a_broken_answer_does_not_make_a_peer_down(serve, guard):
     assert to.health.state is PeerState.UNKNOWN
 
 
-async def test_a_peer_that_comes_back_is_noticed(nursery, mock_clock):
+async def test_a_peer_that_comes_back_is_noticed(nursery, mock_clock, real_guard):
     """Five seconds later it is asked for its health, whatever it says to that, and for no model."""
     port, got = refused_port(), []
     to = peer_at(f"http://127.0.0.1:{port}")
@@ -424,14 +492,11 @@ async def test_a_peer_that_comes_back_is_noticed(nursery, mock_clock):
         got.append(await end.request())
         await end.say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 9\r\n\r\n")
 
-    await Server(script).start(nursery, port)
-    await wait_all_tasks_blocked()
-    mock_clock.jump(4.9)
-    await wait_all_tasks_blocked()
-    assert (to.health.state, got) == (PeerState.DOWN, [])
-    mock_clock.jump(0.2)
-    while to.health.state is not PeerState.UP:
-        await trio.lowlevel.checkpoint()
+    server = await Server(script).start(nursery, port)
+    await passes(mock_clock, 4.9)
+    assert (to.health.state, server.connections) == (PeerState.DOWN, 0)
+    await passes(mock_clock, 0.2)
+    await until(lambda: to.health.state is PeerState.UP)
     assert got[0].startswith(b"HEAD /health HTTP/1.1\r\n")
 
 
@@ -589,11 +654,13 @@ async def test_a_proxy_that_refuses_is_quoted(nursery, guard):
     assert to.health.state is PeerState.DOWN
 
 
-async def test_a_silent_proxy_is_given_up(nursery, autojump_clock):
+async def test_a_silent_proxy_is_given_up(nursery, mock_clock, real_guard):
     """As long as connecting and its handshake may take together."""
-    proxy = await Server(saying()).start(nursery)
+    got = trio.Event()
+    proxy = await Server(silent(got)).start(nursery)
     to = peer_at("https://peer.example", environ={"https_proxy": proxy.url})
-    await late(to, 40, "no connection within 40 s; what is between us and it does not answer")
+    why = "no connection within 40 s; what is between us and it does not answer"
+    await late(mock_clock, got.is_set, 40, why, to)
     assert to.health.state is PeerState.DOWN
 
 
