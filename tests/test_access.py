@@ -284,3 +284,12 @@ async def test_a_daemon_with_keys():
         answer = await fetch(running.port, "POST", "/v1/chat/completions", chat("a"), key)
         assert answer.status == 200
         assert "authorization" not in str(answer.json()["headers"]).lower()
+
+
+@pytest.mark.parametrize("rest", ["../slots", "%2e%2E/slots", "..%5cslots"])
+def test_dots_lead_nowhere_else(rest):
+    """A model server may take the dots out of a path, and answer what the pattern did not mean."""
+    key = Key("k", b"", endpoints=("/upstream/a/v1/*",))
+    assert key.may(Scope.USE, "/upstream/a/v1/..slots")
+    assert not key.may(Scope.USE, f"/upstream/a/v1/{rest}")
+    assert Key("k", b"").may(Scope.USE, f"/upstream/a/v1/{rest}"), "who may ask everything may ask for that, too"

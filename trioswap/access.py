@@ -19,6 +19,7 @@ import hashlib
 import hmac
 from enum import Enum
 from typing import Final, Self
+from urllib.parse import unquote
 
 import attrs
 
@@ -67,11 +68,17 @@ class Key(KeyConfig):
         """
         if scope is Scope.OPEN:
             return True
-        if self.endpoints is not None and not any(fits(pattern, path) for pattern in self.endpoints):
+        if self.endpoints is not None and not self._is_endpoint(path):
             return False
         if scope is Scope.READ:
             return True
         return not self.read_only and (scope is Scope.USE or self.admin)
+
+    def _is_endpoint(self, path: str) -> bool:
+        """Whether *path* is one of `endpoints`, and will still be when a server has taken the dots out of it."""
+        if not {".", ".."}.isdisjoint(unquote(path).replace("\\", "/").split("/")):
+            return False
+        return any(fits(pattern, path) for pattern in self.endpoints or ())
 
     def may_use(self, name: str, *meanings: str, at_peer: bool = False) -> bool:
         """Whether the model may be used that a client asks for as *name*.

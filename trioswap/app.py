@@ -127,6 +127,6 @@ def _access_log(incoming: Incoming, seconds: float) -> None:
     left = incoming.left and not incoming.finished and incoming.status != 101
     logger.info(
         "request=%s client=%s key=%s method=%s path=%s status=%s bytes=%d seconds=%.3f",
-        incoming.request_id, incoming.client, incoming.key.name, incoming.method, incoming.path,
+        incoming.request_id, incoming.client, incoming.key.name, incoming.method, incoming.raw_path.decode("latin-1"),
         499 if left else incoming.status, incoming.sent, seconds,
     )  # fmt: skip

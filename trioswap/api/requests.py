@@ -13,8 +13,9 @@ from trioswap.asgi import Exchange
 from trioswap.request import Headers
 from trioswap.tracker import Tracked
 
-# Fields whose values are nobody's business (surface reference 2.11, and the other ways to send a key).
-_SECRET: Final = CREDENTIALS | {b"cookie", b"set-cookie"}
+# Fields whose values are nobody's business (surface reference 2.11, and the other ways to send a key: pages that
+# speak OpenAI's realtime protocol have no other place for it than the protocols they offer).
+_SECRET: Final = CREDENTIALS | {b"cookie", b"set-cookie", b"sec-websocket-protocol"}
 
 
 async def show(exchange: Exchange, services: Services) -> None:
