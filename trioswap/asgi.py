@@ -11,7 +11,7 @@ import trio
 
 from trioswap.errors import BodyTooLarge, TrioswapError
 from trioswap.incoming import ClientLeft, Incoming, Message, Receive, Send
-from trioswap.request import Headers
+from trioswap.request import Headers, check_length
 
 __all__ = ["ClientLeft", "Exchange", "Message", "Receive", "Send"]
 
@@ -25,10 +25,12 @@ class Exchange(Incoming):
     def pieces(self, limit: int, setting: str = "max_upload") -> AsyncIterator[bytes]:
         """The request body, piece by piece as it comes.
 
-        Raises (while iterated):
-            BodyTooLarge: it passes *limit* bytes, which *setting* says.
-            ClientLeft: it ended early.
+        Raises:
+            BodyTooLarge: it passes *limit* bytes, which *setting* says; at once if it says so itself, else
+                while iterated.
+            ClientLeft: it ended early; while iterated.
         """
+        check_length(self.headers, limit, setting)
         return _Pieces(self, self._receive, limit, setting)
 
     async def body(self, limit: int) -> bytes:

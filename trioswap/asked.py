@@ -19,7 +19,7 @@ from trioswap.asgi import Exchange
 from trioswap.config import Config
 from trioswap.config.parts import FilterConfig
 from trioswap.errors import BadRequest, MissingModel
-from trioswap.request import Body, check_length, header
+from trioswap.request import Body, header
 from trioswap.spool import Spliced, Spool
 
 _FORM: Final = b"application/x-www-form-urlencoded"
@@ -95,7 +95,6 @@ async def _read(exchange: Exchange, config: Config, keep: Callable[[Spool], Spoo
     declared = header(exchange.headers, b"content-type") or b""
     if declared.lower().startswith(b"multipart/form-data"):
         return await _multipart(exchange, config, keep(Spool()), declared)
-    check_length(exchange.headers, config.max_request_body, "max_request_body")
     body = await exchange.body(config.max_request_body)
     is_form = declared.lower().startswith(_FORM) and body.lstrip()[:1] != b"{"
     if is_form or (query and not body and not declared):
@@ -106,7 +105,6 @@ async def _read(exchange: Exchange, config: Config, keep: Callable[[Spool], Spoo
 
 
 async def _multipart(exchange: Exchange, config: Config, spool: Spool, declared: bytes) -> Asked:
-    check_length(exchange.headers, config.max_upload, "max_upload")
     scanner = multipart.FormScanner(multipart.boundary_of(declared), _WANTED)
     async for data in exchange.pieces(config.max_upload):
         scanner.feed(data)

@@ -13,7 +13,7 @@ from trioswap.asgi import Exchange
 from trioswap.errors import NotLoaded
 from trioswap.incoming import Incoming
 from trioswap.names import AtPeer, Here
-from trioswap.request import Body, Call, check_length, preferred_wait, split_upstream
+from trioswap.request import Body, Call, preferred_wait, split_upstream
 from trioswap.spool import Spool
 from trioswap.way import Way
 
@@ -116,7 +116,6 @@ def _is_passing(services: Services, path: bytes) -> bool:
 
 async def _upload(exchange: Exchange, services: Services, stack: ExitStack) -> bytes | Spool:
     """The request body, on disk if it is large."""
-    check_length(exchange.headers, services.config.max_upload, "max_upload")
     spool = stack.enter_context(Spool())
     async for data in exchange.pieces(services.config.max_upload):
         await spool.write(data)
