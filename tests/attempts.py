@@ -43,7 +43,7 @@ class Trial:
         self._settled.set()
         self.on_ready()
 
-    def died(self) -> None:
+    def died(self, why: str = "") -> None:
         self.deaths += 1
 
     async def run(self) -> StartFailed | None:

@@ -10,10 +10,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from trioswap.circuit import HEALTHY
 from trioswap.errors import (
     DoesNotFit,
     MemoryLent,
     MemoryTaken,
+    ModelCrashed,
     ModelStuck,
     ModelUnloaded,
     ShuttingDown,
@@ -24,6 +26,7 @@ from trioswap.lifecycle import OCCUPIED, State
 from trioswap.messages import (
     Arrived,
     Command,
+    Died,
     Ended,
     Event,
     Left,
@@ -147,8 +150,13 @@ def on_reject(world: World, ticket: int, error: TrioswapError, event: Event) -> 
     law(ticket in world.waiting, "an error is for somebody who waits")
     name = world.waiting[ticket]
     match error:
+        case StartFailed() | ModelCrashed() if isinstance(event, Arrived):
+            true = _may_be_refused(world, name, error)
         case StartFailed():
             true = isinstance(event, Ended) and event.model == name and event.failure is not None
+        case ModelCrashed():
+            died = isinstance(event, Died | Ended) and event.model == name
+            true = died and _may_be_refused(world, name, error)
         case ModelUnloaded():
             true = isinstance(event, UnloadAsked) and name in event.models
         case ShuttingDown():
@@ -159,6 +167,14 @@ def on_reject(world: World, ticket: int, error: TrioswapError, event: Event) -> 
         case _:
             true = False
     law(true, f"an error is true, also {type(error).__name__}")
+    law(error.retry_after is None or error.retry_after >= 1, "nobody is told to ask again at once")
+    if isinstance(error, StartFailed | ModelCrashed):
+        asked_again = world.now + (error.retry_after or 0)
+        law(asked_again >= _open_until(world, name), "who asks again when it was told to is not refused for that")
+
+
+def _may_be_refused(world: World, name: str, error: StartFailed | ModelCrashed) -> bool:
+    return world.now < _open_until(world, name) and error.model == name
 
 
 def on_start(world: World, name: str, holding: Holding) -> None:
@@ -270,6 +286,34 @@ def turn_begins(world: World, name: str) -> None:
         world.turns[claim.name] = since, others | begun_since
 
 
+# ---- what has failed ------------------------------------------------------------------------------
+
+
+def fails(world: World, name: str) -> None:
+    """A start failed, or a server that was ready ended by itself; to be called before its run is."""
+    policy, run = world.core.models[name].policy, world.runs[name]
+    before = 0 if run.ready and world.now - run.ready_at >= HEALTHY else world.failures.get(name, (0, 0))[0]
+    doublings = before - 1 if run.ready else before  # the first death is forgiven
+    delay = min(policy.backoff * 2**doublings, policy.backoff_max) if doublings >= 0 else 0
+    world.failures[name] = before + 1, world.now + delay
+
+
+def on_trial(world: World, name: str) -> None:
+    """*name* is started, or others have to go for it."""
+    law(world.now >= _open_until(world, name), f"nothing is done for {name}, which has just failed")
+
+
+def _open_until(world: World, name: str) -> float:
+    return world.failures.get(name, (0, -math.inf))[1]
+
+
+def _circuits(world: World) -> None:
+    for name, model in world.core.models.items():
+        failing = world.now < _open_until(world, name)
+        law(model.circuit.is_open(world.now) == failing, "what fails is not tried, and what does not fail is")
+        law(not failing or name not in world.waiting.values(), "nobody waits for what has just failed (I6)")
+
+
 # ---- what holds always ------------------------------------------------------------------------------
 
 
@@ -281,6 +325,7 @@ def check(world: World) -> None:
     law(set(world.core._where) == tickets, "who left is not remembered (I9)")
     _indexes(world)
     _room(world)
+    _circuits(world)
     if not world.closing:
         _nothing_was_missed(world)
         _the_first_claim(world)

@@ -228,10 +228,11 @@ _starts = itertools.count()
 
 
 def failing(directory: Path) -> Table:
-    """A model whose start fails when the relay would let it get ready."""
+    """A model whose start fails when the relay would let it get ready, each time it is asked for."""
     wait = f"import os, threading\nwhile not os.path.exists({str(_gate(directory))!r}): threading.Event().wait(0.01)\n"
     # Nobody listens on port 9, and nobody is to.
-    return {"cmd": list(python(wait + "raise SystemExit('no such file: weights')")), "proxy": "http://127.0.0.1:9"}
+    cmd = list(python(wait + "raise SystemExit('no such file: weights')"))
+    return {"cmd": cmd, "proxy": "http://127.0.0.1:9", "backoff": 0}
 
 
 def _gate(directory: Path) -> Path:

@@ -102,15 +102,17 @@ async def test_errors_have_the_format_of_the_route(path):
     ids=["no such program", "exits", "never ready"],
 )
 async def test_a_start_that_fails_is_a_503(server, why):
-    """Everybody who waited is told why, when to come again, and where the last output is."""
-    async with daemon({"a": server}) as served:
+    """Everybody who waited is told why, when to come again, and where the last output is; so is who looks."""
+    async with daemon({"a": server}, backoff="1h", backoff_max="1h") as served:
         for answer in await at_once([partial(fetch, served.port, "POST", CHAT, chat("a"))] * 3):
             assert answer.status == 503
             assert int(answer["retry-after"]) >= 1
             message = error_of(answer)["message"]
             assert why in message
             assert "/logs/stream/a" in message
-        assert await running(served.port) == {}
+        row = (await running(served.port))["a"]
+        assert (row["state"], row["waiting"]) == ("stopped", 0)
+        assert why in row["failure"]
 
 
 async def test_a_request_with_two_lengths_ends_its_connection():

@@ -75,6 +75,8 @@ def test_every_key_of_a_model_arrives():
         health_check_timeout = 1.5
         unload_timeout = 0
         stop_signal = "SIGINT"
+        backoff = "2s"
+        backoff_max = "5m"
         max_wait = "500ms"
         drain_timeout = 7
         unload_drain_timeout = "2m"
@@ -96,6 +98,8 @@ def test_every_key_of_a_model_arrives():
         health_check_timeout=1.5,
         unload_timeout=0.0,
         stop_signal=signal.SIGINT,
+        backoff=2.0,
+        backoff_max=300.0,
         max_wait=0.5,
         drain_timeout=7.0,
         unload_drain_timeout=120.0,
@@ -108,6 +112,8 @@ def test_models_inherit_what_they_do_not_say():
         global_ttl = 60
         health_check_timeout = 1
         unload_timeout = 2
+        backoff = 6
+        backoff_max = 7
         max_wait = 3
         drain_timeout = 4
         unload_drain_timeout = 5
@@ -118,17 +124,19 @@ def test_models_inherit_what_they_do_not_say():
         ttl = 0
         health_check_timeout = 10
         unload_timeout = 0
+        backoff = 0
+        backoff_max = 0
         max_wait = 0
         drain_timeout = 0
         unload_drain_timeout = 0
     """)
 
     def durations(model: ModelConfig) -> tuple[float | None, ...]:
-        waits = (model.max_wait, model.drain_timeout, model.unload_drain_timeout)
+        waits = (model.max_wait, model.drain_timeout, model.unload_drain_timeout, model.backoff, model.backoff_max)
         return (model.ttl, model.health_check_timeout, model.unload_timeout, *waits)
 
-    assert durations(config.models["heir"]) == (60.0, 1.0, 2.0, 3.0, 4.0, 5.0)
-    assert durations(config.models["own"]) == (None, 10.0, 0.0, 0.0, 0.0, 0.0)
+    assert durations(config.models["heir"]) == (60.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    assert durations(config.models["own"]) == (None, 10.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
 def test_settings_of_the_daemon_arrive():

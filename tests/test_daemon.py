@@ -12,7 +12,7 @@ import attrs
 import h11
 import pytest
 import trio
-from children import PATIENCE, alive, wait_gone
+from children import PATIENCE, alive, free_port, wait_gone
 from commands import daemon as command
 from daemons import (
     at_once,
@@ -385,3 +385,75 @@ async def test_a_daemon_may_have_peers_only():
         peers = {"far": {"proxy": f"http://127.0.0.1:{other.port}", "models": ["a"]}}
         async with daemon({}, peers=peers) as served:
             assert (await fetch(served.port, "POST", CHAT, chat("far/a"))).json()["model"] == "a"
+
+
+# ---- a model that fails again and again ----------------------------------------------------------
+
+
+def broken(starts: Path, **settings: object) -> dict[str, object]:
+    """A model whose server notes its start in *starts*, complains, and exits."""
+    cmd = ["sh", "-c", f"echo started >> {starts}; echo 'no tensor named x' >&2; exit 3"]
+    return {"cmd": cmd, "proxy": f"http://127.0.0.1:{free_port()}", **settings}
+
+
+def count(starts: Path) -> int:
+    return len(starts.read_text().splitlines()) if starts.exists() else 0
+
+
+async def test_a_model_that_has_just_failed_costs_others_nothing(tmp_path):
+    """Twenty requests for it: one start, one eviction; each is told at once what went wrong and when to come again."""
+    starts = tmp_path / "starts"
+    models = {"good": scripted(turn_lease=0, linger=0), "bad": broken(starts, backoff="1h", backoff_max="1h")}
+    async with daemon(models) as served:
+        assert (await fetch(served.port, "POST", CHAT, chat("good"))).status == 200
+        answers, pids = [], set[int]()
+        for _ in range(20):
+            answers.append(await fetch(served.port, "POST", CHAT, chat("bad")))
+            assert (await fetch(served.port, "POST", CHAT, chat("good"))).status == 200
+            pids.add(await pid_of(served.model_ports["good"]))
+
+        assert (count(starts), len(pids)) == (1, 1)
+        for answer in answers:
+            assert answer.status == 503
+            assert 3_000 < int(answer["retry-after"]) <= 3_600
+            message = answer.json()["error"]["message"]
+            assert 'exited with 3 before it was ready ("no tensor named x")' in message
+            assert f"not tried again for {answer['retry-after']} s" in message
+        row = (await running(served.port))["bad"]
+        assert (row["state"], row["serving"], row["waiting"]) == ("stopped", 0, 0)
+        assert 'exited with 3 before it was ready ("no tensor named x")' in row["failure"]
+        assert 3_000 < row["retry_in"] <= 3_600
+
+        await fetch(served.port, "POST", "/api/models/unload/bad")
+        assert "bad" not in await running(served.port)
+        assert (await fetch(served.port, "POST", CHAT, chat("bad"))).status == 503
+        assert count(starts) == 2
+
+
+async def test_it_is_tried_once_in_each_pause_and_the_pauses_grow(tmp_path):
+    """Asked without a break, by several: as many starts as pauses, and each puts out the other once at most."""
+    starts, first, wanted = tmp_path / "starts", 0.05, 4
+    models = {"good": scripted(turn_lease=0, linger=0, max_wait=0), "bad": broken(starts, backoff=first)}
+    async with daemon(models) as served:
+        begun, pids = trio.current_time(), set[int]()
+        while count(starts) < wanted:
+            refused = await at_once([partial(fetch, served.port, "POST", CHAT, chat("bad"))] * 5)
+            assert {answer.status for answer in refused} == {503}
+            assert all(int(answer["retry-after"]) >= 1 for answer in refused)
+            assert (await fetch(served.port, "POST", CHAT, chat("good"))).status == 200
+            pids.add(await pid_of(served.model_ports["good"]))
+        pauses = sum(first * 2**n for n in range(count(starts) - 1))
+        assert trio.current_time() - begun >= pauses
+        assert len(pids) <= count(starts) + 1
+
+
+async def test_a_server_that_dies_of_each_request_is_not_started_for_ever(tmp_path):
+    """The request that killed it is tried once more; after that second death others are told at once, and why."""
+    async with daemon({"a": scripted(backoff="1h", backoff_max="1h")}) as served:
+        killed = await fetch(served.port, "POST", CHAT, chat("a", die_on_request=True))
+        assert killed.status == 502
+        refused = await fetch(served.port, "POST", CHAT, chat("a"))
+        assert refused.status == 503
+        assert 'model "a" crashed: exited with 3' in refused.json()["error"]["message"]
+        assert "2 failures in a row" in refused.json()["error"]["message"]
+        assert int(refused["retry-after"]) > 3_000

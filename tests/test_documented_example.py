@@ -26,6 +26,8 @@ OURS = {
     "models.*.turnLease", "models.*.linger", "models.*.parallel", "models.*.weight", "models.*.priority",
     "models.*.loadCost", "models.*.stopCost", "models.*.memory", "models.*.device", "models.*.queueTimeout",
     "queueTimeout", "maxQueue", "maxUpload", "heartbeat", "trustedProxies", "keys", "tls", "cors",
+    "backoff", "backoffMax", "models.*.backoff", "models.*.backoffMax",
+    "logDir", "logFileSize", "logFiles",
 }  # fmt: skip
 """Keys that llama-swap does not have, or not there; with them goes all that is within."""
 ROUTING = {

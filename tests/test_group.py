@@ -272,13 +272,14 @@ async def test_an_abandoned_load_gives_way(script, nursery, autojump_clock):
 
 
 async def test_a_failed_start_is_an_answer_not_a_state(script, nursery, autojump_clock):
-    """Three failing starts, then a good one, without anything else happening in between."""
+    """Three failing starts, then a good one, with nothing but time in between."""
     group = make_group(script)
     await nursery.start(group.run)
     script.fails = True
     for _ in range(3):
-        with pytest.raises(StartFailed):
+        with pytest.raises(StartFailed) as caught:
             await use(group, "a", 1, script)
+        await trio.sleep(caught.value.retry_after)
     script.fails = False
 
     assert await use(group, "a", 1, script) == "a"
@@ -299,6 +300,66 @@ async def test_a_bug_in_the_supervision_is_one_models_failure(script, nursery, a
     script.on_spawn = lambda name: None
 
     assert await use(group, "b", 1, script) == "b"
+    nursery.cancel_scope.cancel()
+
+
+async def test_who_asks_too_soon_is_told_what_went_wrong(script, nursery, autojump_clock):
+    """At once, and without a start: until then nobody goes for it, and then all who ask share one trial."""
+    group = make_group(script)
+    await nursery.start(group.run)
+    script.fails = True
+    with pytest.raises(StartFailed):
+        await use(group, "a", 1, script)
+    script.fails = False
+    await use(group, "b", 1, script)
+    script.fails = True
+    with pytest.raises(StartFailed):
+        await use(group, "a", 1, script)
+    script.trace.clear()
+    began = trio.current_time()
+
+    for wait, left in ((0.0, 2), (0.5, 2), (0.75, 1)):
+        await trio.sleep(wait)
+        with pytest.raises(StartFailed, match="told to fail; that makes 2 failures in a row") as caught:
+            await use(group, "a", 1, script)
+        assert caught.value.retry_after == left
+    assert (script.trace, trio.current_time() - began) == ([], 1.25)
+
+    await trio.sleep(0.75)
+    script.fails = False
+    async with trio.open_nursery() as asking:
+        for _ in range(3):
+            asking.start_soon(use, group, "a", 1, script)
+    assert [text for _, text in script.trace].count("a spawned") == 1
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_was_not_served_proves_nothing(script, nursery, autojump_clock):
+    """Who gives up while it is served, or is cut off, does not close the circuit; who is served does."""
+    group = make_group(script)
+    await nursery.start(group.run)
+
+    async def crash_after(proof) -> list[float]:
+        script.fails = True
+        with pytest.raises(StartFailed):
+            await use(group, "a", 1, script)
+        script.fails = False
+        await trio.sleep(group.views()[0].retry_in)
+        await proof()
+        script.alive["a"].crash()
+        await trio.sleep(0.1)
+        return group.views()[0].retry_in
+
+    async def given_up() -> None:
+        with trio.move_on_after(6):
+            await use(group, "a", 100, script)
+
+    async def served() -> None:
+        await use(group, "a", 1, script)
+
+    assert await crash_after(given_up) == pytest.approx(0.9)
+    await group.unload(("a",))
+    assert await crash_after(served) == 0
     nursery.cancel_scope.cancel()
 
 

@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trioswap import memory as memory_module
 from trioswap.config import Config, MemoryConfig, load
+from trioswap.config.schema import BACKOFF
 from trioswap.devices import RAM, Machine
 from trioswap.errors import MemoryTaken, StartFailed
 from trioswap.footprints import Footprints, Wish
@@ -713,7 +714,7 @@ async def test_others_stay_when_the_room_is_there(nursery, autojump_clock):
 
 
 async def test_twice_out_of_memory_is_an_answer(nursery, autojump_clock):
-    """Everybody who waits is told; the next request is a new try, with still more room."""
+    """Everybody who waits is told; the next request after the pause is a new try, with still more room."""
     world = await bench(nursery, a=Wish(40), b=Wish(40))
     runs_out(world, "a", 2)
 
@@ -728,6 +729,7 @@ async def test_twice_out_of_memory_is_an_answer(nursery, autojump_clock):
         clients.start_soon(fail)
     assert world.spawned() == ["a", "a"]
 
+    await trio.sleep(BACKOFF)
     assert await world.use("a") == "a"
     assert world.ready() == {"a": {RAM: 63}}
     nursery.cancel_scope.cancel()

@@ -70,7 +70,7 @@ def models() -> dict:
         "org/b": scripted(**quick, concurrency_limit=1),
         "comfyui_auto": scripted(**quick),
         "broken": scripted("--exit-at-start", 1, **quick),
-        "dying": scripted("--die-on-request", **quick),
+        "dying": scripted("--die-on-request", **quick, backoff=0),  # it is to die each time, not to be refused
         "silent": scripted("--hold", **quick, timeouts={"response_header": 0.05}),
         "stuck": scripted("--never-ready", **quick),
     }
@@ -415,7 +415,11 @@ async def right(port: int, method: str, path: str) -> Sent:
     body, headers = b"", [ADMIN]
     if about.get("requestBody", {}).get("required"):
         [media] = about["requestBody"]["content"]
-        bodies = {"/api/profiles/active": b'{"name": "coding"}', "/api/hold": b'{"memory": "1MiB"}'}
+        bodies = {
+            "/api/profiles/active": b'{"name": "coding"}',
+            "/api/hold": b'{"memory": "1MiB"}',
+            "/api/log-level": b'{"level": "warning"}',
+        }
         body = bodies.get(path, b'{"model": "a"}')
         if media == "multipart/form-data":
             media, body = f"{media}; boundary=x", FORM

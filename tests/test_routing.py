@@ -30,6 +30,9 @@ class Models:
     def state(self, model: str) -> State:
         return self.states.get(model, State.STOPPED)
 
+    def is_failing(self, model: str) -> bool:
+        return False
+
 
 def routing(selectors: Mapping[str, SelectorConfig] | None = None, **states: State) -> Routing:
     """Of models a, b, c, and gpt at a peer to which nobody listens."""

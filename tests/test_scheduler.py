@@ -11,7 +11,7 @@ import math
 import pytest
 
 from trioswap.config import GroupConfig
-from trioswap.errors import DoesNotFit, MemoryLent, ModelStuck, ModelUnloaded, ShuttingDown, StartFailed
+from trioswap.errors import DoesNotFit, MemoryLent, ModelCrashed, ModelStuck, ModelUnloaded, ShuttingDown, StartFailed
 from trioswap.footprints import Footprints, Wish
 from trioswap.learning import Average, Costs
 from trioswap.lifecycle import State
@@ -20,6 +20,7 @@ from trioswap.messages import (
     BecameReady,
     CloseGate,
     Command,
+    Died,
     Drained,
     Ended,
     Event,
@@ -99,6 +100,11 @@ def types(commands: list[Command]) -> list[type]:
 
 def evicted(commands: list[Command]) -> set[str]:
     return {e.model for command in commands if isinstance(command, Swap) for e in command.evictions}
+
+
+def told(commands: list[Command]) -> list[tuple[int, type, int | None]]:
+    """Who is refused, with what, and when to ask again."""
+    return [(c.ticket, type(c.error), c.error.retry_after) for c in commands if isinstance(c, Reject)]
 
 
 # ---- serving -----------------------------------------------------------------------------------
@@ -354,7 +360,7 @@ def test_who_fits_shares():
     play = Play("abc", needs={"a": 40, "b": 50, "c": 60}, size=100)
     play.bring_up("a")
     play.bring_up("b", 1)
-    assert [v.holding for v in play.core.views()] == [{"ram": 40}, {"ram": 50}, {}]
+    assert [v.holding for v in play.core.views(0)] == [{"ram": 40}, {"ram": 50}, {}]
 
 
 def test_the_room_of_an_overdue_claim_is_promised():
@@ -395,7 +401,7 @@ def test_what_is_measured_is_held():
     play = Play("ab", needs={"a": 40, "b": 40}, size=100)
     play.bring_up("a")
     play.say(Measured("a", 1, {"ram": 70}), 1)
-    assert play.core.views()[0].holding == {"ram": 70}
+    assert play.core.views(0)[0].holding == {"ram": 70}
     assert types(play.ask("b", 2)) == [], "there is no room for it now"
     play.say(UnloadAsked(("a",)), 3)
     play.say(Left(1), 4)
@@ -475,3 +481,119 @@ def test_after_shutdown_nothing_starts():
     assert isinstance(stop, Stop)
     [late] = play.ask("b", 2)
     assert isinstance(late.error, ShuttingDown)
+
+
+# ---- what fails again and again ------------------------------------------------------------------
+
+
+def fail(play: Play, name: str, now: float) -> list[tuple[int, type, int | None]]:
+    """A start of *name*, which is asked for and has room, fails; returns who is told what."""
+    assert types(play.ask(name, now)) == [Start]
+    return told(play.ended(name, now, StartFailed(name, "boom")))
+
+
+def test_who_has_just_failed_is_refused_and_puts_out_nobody():
+    """Until its time has come; that doubles, and the next failure is told with the new time."""
+    play = Play()
+    assert fail(play, "a", 0) == [(1, StartFailed, 1)]
+    play.bring_up("b", 0)
+    play.say(Left(2), 0.25)
+
+    assert told(play.ask("a", 0.5)) == [(3, StartFailed, 1)]
+    assert play.state("b") is State.READY
+    assert evicted(play.ask("a", 1)) == {"b"}
+    assert types(play.ended("b", 2)) == [Start]
+    play.ask("a", 2.5)
+    assert told(play.ended("a", 3, StartFailed("a", "boom"))) == [(4, StartFailed, 2), (5, StartFailed, 2)]
+    assert told(play.ask("a", 4.9)) == [(6, StartFailed, 1)]
+    assert types(play.ask("a", 5)) == [Start]
+
+
+def test_one_crash_costs_no_time_and_the_second_in_a_row_does():
+    """Who waits at the first goes on waiting, for the next start; at the second it is told."""
+    play = Play(parallel=1)
+    play.bring_up("a")
+    play.ask("a", 0)
+    assert play.say(Died("a", 1, "exited with 1"), 1) == []
+    assert types(play.ended("a", 2)) == [Start]
+    assert types(play.ready("a", 3)) == [Grant]
+    play.ask("a", 3)
+
+    [reject] = play.say(Died("a", 2, "exited with 2"), 4)
+    assert (reject.ticket, type(reject.error), reject.error.retry_after) == (3, ModelCrashed, 1)
+    assert "exited with 2; that makes 2 failures in a row" in reject.error.message
+    assert told(play.ask("a", 4.5)) == [(4, ModelCrashed, 1)]  # while what it left is swept
+    assert play.ended("a", 4.6) == []
+    assert [(view.retry_in, view.failure) for view in play.core.views(4.75)] == [(0.25, "exited with 2"), (0.0, "")]
+    assert types(play.ask("a", 5)) == [Start]
+
+
+def test_an_end_that_nobody_has_told_of_is_a_crash():
+    """The supervision itself broke, say."""
+    play = Play()
+    for now in (0, 10):
+        play.bring_up("a", now)
+        play.ended("a", now + 1, StartFailed("a", "internal error"))
+    assert told(play.ask("a", 11)) == [(3, ModelCrashed, 1)]
+
+
+@pytest.mark.parametrize(("served", "lived", "delay"), [(True, 1, 0), (False, 1, 2), (False, 59.9, 2), (False, 60, 0)])
+def test_who_serves_one_request_or_lives_for_a_minute_works(served, lived, delay):
+    """Its next failure is the first one again; to have become ready is not enough."""
+    play = Play()
+    fail(play, "a", 0)
+    fail(play, "a", 1)
+    ticket = play.bring_up("a", 10)
+    play.say(Left(ticket, served), 10.5)
+    play.say(Died("a", play.attempt("a")), 10 + lived)
+    assert play.core.views(10 + lived)[0].retry_in == delay  # of the third in a row, or none
+
+
+def test_a_minute_of_life_counts_however_it_ends():
+    """Also when it is put out for another."""
+    play = Play()
+    fail(play, "a", 0)
+    play.say(Left(play.bring_up("a", 1), False), 2)
+    assert play.core.views(2)[0].failure == "boom"
+    assert evicted(play.ask("b", 61)) == {"a"}
+    assert play.core.views(61)[0].failure == ""
+
+
+def test_an_operator_who_unloads_it_lets_it_be_tried():
+    """Perhaps it is mended."""
+    play = Play()
+    for now in (0, 1, 3):
+        fail(play, "a", now)
+    play.say(UnloadAsked(("b",)), 4)
+    assert told(play.ask("a", 4)) == [(4, StartFailed, 3)]
+    play.say(UnloadAsked(("a",)), 4)
+    assert play.core.views(4)[0].failure == ""
+    assert fail(play, "a", 4) == [(5, StartFailed, 1)]
+
+
+def test_a_start_that_was_broken_off_is_no_failure():
+    """Whatever the process says of it."""
+    play = Play()
+    play.ask("a", 0)
+    play.say(Left(1), 1)
+    assert evicted(play.ask("b", 2)) == {"a"}
+    play.ended("a", 3, StartFailed("a", "was killed"))
+    assert play.core.views(3)[0].failure == ""
+
+
+def test_out_of_memory_is_a_failure_only_the_second_time():
+    """The first is no news for those who ask: it is tried again at once."""
+    play = Play(needs={"a": 40, "b": 40}, size=100)
+    play.ask("a", 0)
+    assert types(play.ended("a", 1, StartFailed("a", "full", out_of_memory=True))) == [Start]
+    assert told(play.ended("a", 2, StartFailed("a", "full", out_of_memory=True))) == [(1, StartFailed, 1)]
+    assert told(play.ask("a", 2.5)) == [(2, StartFailed, 1)]
+
+
+def test_the_pause_of_a_model_is_its_own():
+    """Or that of all; without one it is always tried."""
+    play = Play(backoff=8.0, backoff_max=10.0)
+    play.policy("b", backoff=0.0)
+    assert fail(play, "a", 0) == [(1, StartFailed, 8)]
+    assert fail(play, "a", 8) == [(2, StartFailed, 10)]
+    assert [fail(play, "b", 9) for _ in range(3)] == [[(n, StartFailed, 1)] for n in (3, 4, 5)]

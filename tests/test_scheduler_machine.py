@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from trioswap.config import GroupConfig
 from trioswap.config.matrix import read_matrix
 from trioswap.config.mistakes import Mistakes
-from trioswap.errors import ShuttingDown, StartFailed
+from trioswap.errors import ModelCrashed, ShuttingDown, StartFailed
 from trioswap.footprints import Footprints, Wish
 from trioswap.learning import GAPS, Costs
 from trioswap.lifecycle import OCCUPIED, State
@@ -74,6 +74,8 @@ some_policy = st.builds(
     priority=st.sampled_from([0, 1, -1]),
     turn_lease=st.sampled_from([4.0, 0.0, 1.0]),
     linger=st.sampled_from([1.0, 0.0]),
+    backoff=st.sampled_from([1.0, 0.0]),
+    backoff_max=st.sampled_from([60.0, 2.0]),
     yields=st.sampled_from([True] * 11 + [False]),
 )
 some_rules = st.builds(Rules, parallel_loads=st.sampled_from([1, 2, math.inf])) | st.just(
@@ -309,10 +311,10 @@ class Shell(RuleBasedStateMachine):
         run = pick_of(self.past, pick)
         old = [news(run.name, run.attempt) for news in (Drained, BecameReady, Ended, Died, GotStuck)]
         old += [Measured(run.name, run.attempt, {"ram": 12}), Left(pick_of([*self.gone, -1], pick))]
-        before = [*self.core.views(), self.core.wake_at]
+        before = [*self.core.views(self.now), self.core.wake_at]
         for event in old:
             assert self.tell(event) == []
-        assert [*self.core.views(), self.core.wake_at] == before
+        assert [*self.core.views(self.now), self.core.wake_at] == before
 
     def done(self, run: Run, pause: float) -> None:
         """It is stopped, or ready."""
@@ -364,6 +366,10 @@ class Shell(RuleBasedStateMachine):
                 del self.waiting[ticket]
                 self.gone.append(ticket)
                 assert self.closing or not isinstance(error, ShuttingDown)
+                assert error.retry_after is None or error.retry_after >= 1
+                if isinstance(error, StartFailed | ModelCrashed):
+                    open_until = self.core.models[error.model].circuit.open_until
+                    assert self.now + error.retry_after >= open_until, "who comes when it was told to is not refused"
             case Start(name, attempt, holding):
                 self.start(name, attempt, holding)
             case Stop(name, attempt, _):
@@ -433,6 +439,10 @@ class Shell(RuleBasedStateMachine):
             assert run is None or run.gate == (model.state is State.DRAINING), "the shell drains what is draining"
             ending = model.state in (State.DRAINING, State.STOPPING)
             assert ending or not (model.retiring or model.drained), "what was said of a turn ends with it"
+            failing = self.now < model.circuit.open_until
+            assert not (failing and (self.line(name) or model.state not in (State.STOPPED, State.STOPPING))), (
+                "who has just failed is not tried, and nobody waits for it"
+            )
             assert model.stuck == (run is not None and run.stuck)
             assert not (model.state is State.READY and model.has_room and model.queue.count), "an open gate lets in"
         shown = [view.ticket for view in waiting(self.core.models, self.core.plan, self.core.residency, self.now)]

@@ -8,11 +8,13 @@ from collections.abc import Callable
 import attrs
 import pytest
 from laws import LawBroken
-from test_scheduler_walks import ONE_OF_TWO, TWO_VICTIMS, few, policy, ruled, sized
+from test_scheduler_walks import BACKING_OFF, FAILING, ONE_OF_TWO, TWO_VICTIMS, few, policy, ruled, sized
 from walks import walk
 from worlds import Limits, World, bring_up, let
 
 from trioswap import planning, turns
+from trioswap.circuit import Circuit
+from trioswap.errors import StartFailed
 from trioswap.footprints import Wish
 from trioswap.lifecycle import Event, State
 from trioswap.messages import Arrived, Grant
@@ -76,6 +78,10 @@ def squeezed() -> World:
 
 def lent() -> World:
     return sized({"gpu0": 10}, {"a": 4, "z": 7}, few(passing=False), policies={"z": policy(yields=False)})
+
+
+def failing() -> World:
+    return ruled(ONE_OF_TWO, "ab", FAILING, policies={"a": BACKING_OFF})
 
 
 # ---- bugs ---------------------------------------------------------------------------------------
@@ -142,10 +148,10 @@ def nobody_is_evicted(patch: Patch) -> None:
 
 
 def who_left_stays_in_the_queue(patch: Patch) -> None:
-    def left(original, self, ticket):
+    def left(original, self, ticket, **kwargs):
         model = self._where.get(ticket)
         if model is not None and ticket in model.leases:
-            original(self, ticket)
+            original(self, ticket, **kwargs)
 
     wrap(patch, Scheduler, "_left", left)
 
@@ -180,7 +186,7 @@ def crash_is_not_noticed(patch: Patch) -> None:
 
 
 def death_leaves_the_gate_open(patch: Patch) -> None:
-    patch.setattr(Scheduler, "_died", lambda self, model, attempt: None)
+    patch.setattr(Scheduler, "_died", lambda self, *args: None)
 
 
 def _forgetful(planner):
@@ -226,6 +232,60 @@ def out_of_memory_asks_for_no_more(patch: Patch) -> None:
 
 def memory_is_not_given_back(patch: Patch) -> None:
     patch.setattr(Scheduler, "_relieve", lambda self: None)
+
+
+def circuit_never_opens(patch: Patch) -> None:
+    patch.setattr(Circuit, "is_open", lambda self, now: False)
+
+
+def circuit_never_closes_again(patch: Patch) -> None:
+    patch.setattr(Circuit, "is_open", lambda self, now: self.failures > 1)
+
+
+def success_does_not_count(patch: Patch) -> None:
+    wrap(patch, Scheduler, "_left", lambda original, self, ticket, served: original(self, ticket, served=False))
+
+
+def old_failures_count(patch: Patch) -> None:
+    """News of an attempt that is over open the circuit of the present one."""
+
+    def ended(original, self, model, attempt, failure):
+        if attempt != model.attempt:
+            model.circuit.failed(StartFailed(model.name, "long ago"), 1.0, 2.0, self._now)
+        original(self, model, attempt, failure)
+
+    wrap(patch, Scheduler, "_ended", ended)
+
+
+def others_go_for_what_fails(patch: Patch) -> None:
+    """Who asks waits until it may be tried, and meanwhile the place is made free."""
+
+    def arrived(original, self, ticket, model, weight):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(Circuit, "is_open", lambda self, now: False)
+            original(self, ticket, model, weight)
+
+    wrap(patch, Scheduler, "_arrived", arrived)
+
+
+def who_waits_is_left_to_a_crash(patch: Patch) -> None:
+    def failed(original, self, model, failure):
+        with pytest.MonkeyPatch.context() as inner:
+            inner.setattr(Scheduler, "_reject_all", lambda self, model, error: None)
+            original(self, model, failure)
+
+    wrap(patch, Scheduler, "_failed", failed)
+
+
+def told_to_come_too_soon(patch: Patch) -> None:
+    def refusal(self, now):
+        return self.last.again(times=self.failures, retry_after=max(1, math.floor(self.open_until - now) - 1))
+
+    patch.setattr(Circuit, "refusal", refusal)
+
+
+def told_to_come_at_once(patch: Patch) -> None:
+    patch.setattr(Circuit, "refusal", lambda self, now: self.last.again(retry_after=0))
 
 
 def _all_movable(original, self, *args):
@@ -288,6 +348,14 @@ BUGS = [
     Bug(out_of_memory_is_told_at_once, out_of_memory, "it is tried once more"),
     Bug(out_of_memory_asks_for_no_more, estimated, "it gets more"),
     Bug(memory_is_not_given_back, squeezed, "gives back what others have taken"),
+    Bug(circuit_never_opens, failing, "what fails is not tried"),
+    Bug(circuit_never_closes_again, failing, "what does not fail is"),
+    Bug(success_does_not_count, failing, "what does not fail is"),
+    Bug(old_failures_count, failing, "late news"),
+    Bug(others_go_for_what_fails, failing, "which has just failed|nobody waits for what has just failed"),
+    Bug(who_waits_is_left_to_a_crash, failing, "a failed start is told to all|which has just failed"),
+    Bug(told_to_come_too_soon, failing, "who asks again when it was told to"),
+    Bug(told_to_come_at_once, failing, "nobody is told to ask again at once"),
     Bug(hopeless_ones_wait, lent, "told at once"),
     Bug(loads_are_not_counted, victims, "no more load at the same time"),
     Bug(more_go_than_need_to, two_gpus, "without need"),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import attrs
 import laws
 
+from trioswap.circuit import Circuit
 from trioswap.errors import StartFailed
 from trioswap.footprints import Footprints, Wish
 from trioswap.learning import Average, Costs
@@ -115,6 +116,8 @@ class Limits:
     leaves: bool = True
     """Who waits may lose patience."""
     crashes: bool = True
+    failing: str = ""
+    """The models that crash, one letter each; empty: all."""
     unloads: bool = True
     shutdown: bool = True
     stuck: bool = False
@@ -163,6 +166,8 @@ class World:
     ooms: int = 0
     again: dict[str, Holding] = attrs.field(factory=dict)
     """Who is started once more after running out of memory, and what it had."""
+    failures: dict[str, tuple[int, float]] = attrs.field(factory=dict)
+    """Who failed: how often in a row, and until when nobody may try it."""
     turns: dict[str, tuple[float, frozenset[str]]] = attrs.field(factory=dict)
     """claim -> since when it waits, and who had a turn since then."""
     history: tuple[object, ...] = attrs.field(default=(), repr=False)
@@ -202,7 +207,7 @@ class World:
 
     def _troubles(self, name: str, run: FakeRun) -> Iterator[Event]:
         limits = self.limits
-        if limits.crashes and not run.stopping:
+        if limits.crashes and not run.stopping and name in (limits.failing or name):
             yield Ended(name, run.attempt, None if run.ready else StartFailed(name, "crash"))
             if run.ready:
                 yield Died(name, run.attempt)
@@ -259,6 +264,8 @@ class World:
                 self.waiting[ticket] = name
                 self.next_ticket += 1
             case Left(ticket):
+                if ticket in self.serving:
+                    self.failures.pop(self.serving[ticket], None)
                 for tickets in (self.waiting, self.serving, self.cut):
                     tickets.pop(ticket, None)
             case Drained(name, attempt):
@@ -272,15 +279,23 @@ class World:
                 self.runs[name].ready_at = self.now
                 laws.turn_begins(self, name)
             case Died(name, _) | GotStuck(name, _):
+                if isinstance(event, Died):
+                    laws.fails(self, name)
                 self.runs[name].stopping = True
                 self.runs[name].stuck = isinstance(event, GotStuck)
                 self._forget(name)
             case Ended(name, attempt, failure):
+                if not self.runs[name].stopping and (failure is not None or self.runs[name].ready):
+                    laws.fails(self, name)
                 assert self.runs.pop(name).attempt == attempt
                 self.ooms += failure is not None and failure.out_of_memory
                 self._forget(name)
+            case UnloadAsked(names):
+                for name in names:
+                    self.failures.pop(name, None)
             case ShutdownBegan():
                 self.closing = True
+                self.failures.clear()
 
     def _forget(self, name: str) -> None:
         self.gates = {(m, attempt): claim for (m, attempt), claim in self.gates.items() if m != name}
@@ -299,16 +314,19 @@ class World:
                 del self.waiting[ticket]
             case Start(name, attempt, holding):
                 laws.on_start(self, name, holding)
+                laws.on_trial(self, name)
                 self.runs[name] = FakeRun(attempt, holding)
             case Stop(name, attempt, _):
                 laws.on_stop(self, name, event)
                 self._end(name, attempt)
             case Swap(target, evictions):
                 laws.on_swap(self, target, [eviction.model for eviction in evictions])
+                laws.on_trial(self, target)
                 for eviction in evictions:
                     self._end(eviction.model, eviction.attempt)
             case CloseGate(name, attempt, _, unload):
                 laws.on_close(self, name, attempt, unload)
+                laws.on_trial(self, UNLOAD if unload else self.core.plan.closed[name].name)
                 self.drains.add((name, attempt))
                 self.gates[name, attempt] = UNLOAD if unload else self.core.plan.closed[name].name
             case OpenGate(name, attempt):
@@ -380,6 +398,8 @@ class World:
             age(model.ready_at) if model.serves else 0,
             age(model.out_at) if len(model.queue) else 0,
             model.retiring, model.drained, model.stuck, model.out_of_memory,
+            # Beyond so many failures the delay grows no more.
+            (min(model.circuit.failures, 4), model.circuit.retry_in(self.now)) if model.policy.backoff else 0,
             tuple(sorted(model.holding.items())), tuple(sorted(model.peak.items())),
             ranks.get(model.credit, 0) if model.holding else 0,
         )  # fmt: skip
@@ -388,7 +408,7 @@ class World:
 # ---- copies -------------------------------------------------------------------------------------
 
 # Whatever has a life of its own, and is not fixed in a world that is walked.  All else is shared.
-_LIVING = (World, FakeRun, Scheduler, Model, Queue, Plan, Budget, Footprints, Both, Attempts)
+_LIVING = (World, FakeRun, Scheduler, Model, Queue, Circuit, Plan, Budget, Footprints, Both, Attempts)
 
 
 def copied(thing, memo):
@@ -426,7 +446,7 @@ def make_world(
     costs: Mapping[str, Costs] | None = None,
 ) -> World:
     """A world at rest; *policies* are those of single models that have not the common one."""
-    each = dict.fromkeys(models, policy or Policy(MAX_WAIT, TTL, turn_lease=1.0)) | dict(policies or {})
+    each = dict.fromkeys(models, policy or Policy(MAX_WAIT, TTL, turn_lease=1.0, backoff=0.0)) | dict(policies or {})
     costs = costs or {name: known_costs(gaps) for name in models}
     core = scheduler(each, residency, Attempts(), rules=rules, costs=costs, budget=budget)
     return World(core, limits or Limits())

@@ -51,9 +51,7 @@ def residency_of(config: Config, budget: Budget | None) -> Residency:
 
 def policy_of(config: Config, model: ModelConfig) -> Policy:
     """What the scheduler must know of *model*."""
-    if config.policy == "fifo":
-        return Policy(math.inf, model.ttl, model.parallel, priority=model.priority, turn_lease=0.0, linger=0.0)
-    return Policy(
+    policy = Policy(
         model.max_wait,
         model.ttl,
         model.parallel,
@@ -61,7 +59,12 @@ def policy_of(config: Config, model: ModelConfig) -> Policy:
         priority=model.priority,
         turn_lease=model.turn_lease,
         linger=model.linger,
+        backoff=model.backoff,
+        backoff_max=model.backoff_max,
     )
+    if config.policy == "fifo":
+        return attrs.evolve(policy, max_wait=math.inf, weight=1.0, turn_lease=0.0, linger=0.0)
+    return policy
 
 
 def rules_of(config: Config) -> Rules:
@@ -154,6 +157,10 @@ class Fleet:
         """Whether the next request for *model* is served at once."""
         found = self._group_of[model].core.models[model]
         return found.state is State.READY and found.has_room
+
+    def is_failing(self, model: str) -> bool:
+        """Whether *model* has just failed, so that who asks for it now is refused at once."""
+        return self._group_of[model].core.models[model].circuit.is_open(trio.current_time())
 
     def progress(self, request: str) -> WaitView | None:
         """How the request of that label is doing; None: it does not wait.

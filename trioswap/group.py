@@ -27,7 +27,7 @@ import attrs
 import trio
 
 from trioswap.config import ModelConfig
-from trioswap.errors import LeaseCut, ModelStuck, StartFailed
+from trioswap.errors import LeaseCut, ModelStuck, StartFailed, TrioswapError
 from trioswap.inflight import InFlight
 from trioswap.journal import Journal
 from trioswap.memory import Memory
@@ -119,7 +119,7 @@ class SwapGroup:
             StartFailed, ModelUnloaded, ModelStuck, ShuttingDown: what the scheduler rejected it with.
             LeaseCut: the model was taken away inside the block.
         """
-        ticket, answer = next(self._tickets), Answer()
+        ticket, answer, served = next(self._tickets), Answer(), False
         self._answers[ticket], self.labels[ticket] = answer, label
         with answer.entry.scope:
             try:
@@ -130,11 +130,12 @@ class SwapGroup:
                     raise answer.error
                 assert answer.lease is not None
                 yield answer.lease
+                served = True
             finally:  # sync, so it cannot be interrupted
                 del self._answers[ticket], self.labels[ticket]
                 if answer.lease is not None:
                     self.inflight.leave(answer.lease.attempt, ticket)
-                self.feed(Left(ticket))
+                self.feed(Left(ticket, served))
         if answer.entry.scope.cancelled_caught:
             raise LeaseCut(model, answer.entry.cut_because or "cancelled")
 
@@ -192,13 +193,27 @@ class SwapGroup:
         for run in self._runs.values():
             self.inflight.cut(run.attempt, why)
 
+    def unanswered(self) -> list[int]:
+        """Tickets that have been told nothing yet, the oldest first; between two steps each is in a queue."""
+        return [ticket for ticket, answer in self._answers.items() if not answer.given.is_set()]
+
+    def give_up(self, ticket: int, error: TrioswapError) -> None:
+        """Answer *ticket*, which waits, with *error*, whatever the scheduler thinks of it."""
+        self._answers[ticket].error = error
+        self._answers[ticket].given.set()
+
+    def think_again(self) -> None:
+        """Have the scheduler decide everything anew, now."""
+        self.core.wake_at = trio.current_time()
+        self.feed(WokeUp())
+
     def pids(self) -> list[int]:
         """Of all processes of all model servers."""
         return [pid for run in self._runs.values() if run.process is not None for pid in run.process.pids()]
 
     def views(self) -> list[ModelView]:
         """Every model as it stands, sorted by name."""
-        return self.core.views()
+        return self.core.views(trio.current_time())
 
     # ---- the scheduler's hands -----------------------------------------------------------------
 
@@ -354,9 +369,9 @@ class _Report:
         self.group.feed(BecameReady(self.run.spec.name, self.run.attempt))
         self.nursery.start_soon(self.group._measure, self.run)
 
-    def died(self) -> None:
+    def died(self, why: str = "") -> None:
         self.run.dead.set()
-        self.group.feed(Died(self.run.spec.name, self.run.attempt))
+        self.group.feed(Died(self.run.spec.name, self.run.attempt, why))
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

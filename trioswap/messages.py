@@ -33,6 +33,8 @@ class Left:
     """The request is over: served, rejected, cut or cancelled, wherever it was."""
 
     ticket: int
+    served: bool = True
+    """If it held a lease: it got what it came for."""
 
 
 @attrs.frozen
@@ -66,6 +68,8 @@ class Died:
 
     model: str
     attempt: int
+    why: str = ""
+    """How it ended and what it said last, as far as that is known at once."""
 
 
 @attrs.frozen
@@ -240,6 +244,10 @@ class Policy:
     """A fresh turn is protected for so many times its own swap cost, but never longer than max(max_wait, one swap)."""
     linger: float = 1.0
     """An idle model is held for at most so many times its swap cost; 0: not at all."""
+    backoff: float = 1.0
+    """Seconds for which a start that failed is not tried again; twice as many after each more in a row."""
+    backoff_max: float = 60.0
+    """But never more than these."""
     yields: bool = True
     """False: nobody puts it out once it has begun (memory lent to a program that is not ours)."""
 
@@ -264,6 +272,10 @@ class ModelView:
     leases: int
     waiting: int
     holding: Holding = NOTHING
+    retry_in: float = 0.0
+    """Seconds for which nobody may have it, because it failed; 0: it may be tried."""
+    failure: str = ""
+    """Why it failed last; empty: it has not, since it last proved to work."""
 
 
 @attrs.frozen

@@ -108,7 +108,7 @@ class Candidate:
     reserved: int
     """Requests that the selector has sent there and that are not over."""
     down: bool = False
-    """The peer did not answer when it was asked last."""
+    """The peer did not answer when it was asked last, or the model has just failed and is not tried again yet."""
 
     @property
     def is_active(self) -> bool:

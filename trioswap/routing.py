@@ -120,7 +120,8 @@ class Routing:
         reserved = self._reserved[selector, target.name]
         match target:
             case Here():
-                return Candidate(target, self.fleet.state(target.model), reserved)
+                down = self.fleet.is_failing(target.model)  # or its quick refusals would draw all requests
+                return Candidate(target, self.fleet.state(target.model), reserved, down)
             case AtPeer():
                 return Candidate(target, None, reserved, down=self.peers[target.peer].health.state is PeerState.DOWN)
 

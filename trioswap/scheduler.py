@@ -4,8 +4,8 @@ One scheduler decides for one swap domain: the models that can be in each other'
 It does no I/O, reads no clock (`now` comes in, `wake_at` goes out) and does not log.
 
 A ready model serves whatever comes for it, so work is batched by model.  Everything else
-is a plan (`planning`), made anew after each event that may change it; this module keeps the
-books that plans are made from, and carries them out:
+is a plan (`planning`), made anew after each event that may change it; this module enters what
+happens into the books that plans are made from (`books`), and carries them out:
 
     gate closed     nothing new is granted, what is served may finish   (-> may open again)
     swap            all victims of a claim have run dry: they end together  (-> no way back)
@@ -13,6 +13,9 @@ books that plans are made from, and carries them out:
 
 What an event cannot have changed is not decided again: to grant a request to an open model,
 or to see one of several leave, costs the same whatever the number of models and waiters.
+
+A model that has just failed is in no plan: while its circuit is open whoever asks for it is
+told at once what went wrong, so nobody is put out for it (`circuit`).
 
 Identity.  Every start has an attempt number.  What comes back carries it, and what
 belongs to another attempt than the present one changes nothing (invariant I2).
@@ -26,7 +29,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 from trioswap import lifecycle
-from trioswap.errors import ModelUnloaded, ShuttingDown, StartFailed, TrioswapError
+from trioswap.books import Books
+from trioswap.errors import ModelCrashed, ModelUnloaded, ShuttingDown, StartFailed, TrioswapError
 from trioswap.learning import Average, Costs
 from trioswap.lifecycle import OCCUPIED, State
 from trioswap.messages import (
@@ -39,7 +43,6 @@ from trioswap.messages import (
     Ended,
     Event,
     GotStuck,
-    Grant,
     Left,
     Measured,
     ModelView,
@@ -50,7 +53,6 @@ from trioswap.messages import (
     ShutdownBegan,
     Squeezed,
     Start,
-    Stop,
     Swap,
     UnloadAsked,
     WokeUp,
@@ -59,10 +61,10 @@ from trioswap.outlook import eviction, hopeless
 from trioswap.planning import Plan, make_plan, one_to_relieve
 from trioswap.residency import NOTHING, Holding, Residency
 from trioswap.residency.budget import Budget
-from trioswap.turns import Model, Served, credit
+from trioswap.turns import Model, Served
 
 
-class Scheduler:
+class Scheduler(Books):
     """The decisions of one swap domain.  Not thread-safe, and needs not be: every call is one step."""
 
     def __init__(
@@ -74,24 +76,17 @@ class Scheduler:
         costs: Mapping[str, Costs] | None = None,
         budget: Budget | None = None,
     ) -> None:
-        self.models = {n: Model(n, policy, (costs or {}).get(n) or Costs()) for n, policy in sorted(policies.items())}
+        super().__init__(
+            Model(name, policy, (costs or {}).get(name) or Costs()) for name, policy in sorted(policies.items())
+        )
         self.residency = residency
         self.rules = rules or Rules()
         self.plan = Plan()
         """The last one: who waits for what."""
         self._budget = budget  # what of the residency is about memory, if anything
         self._attempts = attempts if attempts is not None else itertools.count(1)
-        self._where: dict[int, Model] = {}  # ticket -> model, for exactly the tickets in queues and leases
-        self._claims: dict[str, Model] = {}
-        self._occupied: dict[str, Model] = {}
-        self._floor = 0.0  # credit of whoever was put out last
         self._closing = False
-        self._now = 0.0
-        self.wake_at = math.inf
-        """When `WokeUp` is wanted at the latest, in the time of `now`; inf: not at all."""
         self._over = False  # more is held than there is, because those who could go are at work
-        self._stale = False  # something has happened since the last plan that may change it
-        self._out: list[Command] = []
 
     def __repr__(self) -> str:
         """Every model that is not plainly stopped."""
@@ -109,11 +104,9 @@ class Scheduler:
         assert not model.queue.count
         self.plan.order = [other for other in self.plan.order if other != name]
 
-    def views(self) -> list[ModelView]:
+    def views(self, now: float) -> list[ModelView]:
         """Every model as it stands, sorted by name."""
-        return [
-            ModelView(m.name, m.state, m.attempt, len(m.leases), len(m.queue), m.holding) for m in self.models.values()
-        ]
+        return [model.view(now) for model in self.models.values()]
 
     def handle(self, event: Event, now: float) -> list[Command]:  # noqa: C901 - one case for each event
         """Take one event, return what must be done about it, in this order."""
@@ -121,16 +114,16 @@ class Scheduler:
         match event:
             case Arrived(ticket, name, weight):
                 self._arrived(ticket, self.models[name], weight)
-            case Left(ticket):
-                self._left(ticket)
+            case Left(ticket, served):
+                self._left(ticket, served=served)
             case Drained(name, attempt):
                 self._drained(self.models[name], attempt)
             case BecameReady(name, attempt):
                 self._ready(self.models[name], attempt)
             case Ended(name, attempt, failure):
                 self._ended(self.models[name], attempt, failure)
-            case Died(name, attempt):
-                self._died(self.models[name], attempt)
+            case Died(name, attempt, why):
+                self._died(self.models[name], attempt, why)
             case GotStuck(name, attempt):
                 self._got_stuck(self.models[name], attempt)
             case Measured(name, attempt, peak):
@@ -156,6 +149,9 @@ class Scheduler:
         if self._closing:
             self._out.append(Reject(ticket, ShuttingDown()))
             return
+        if model.circuit.is_open(self._now):
+            self._out.append(Reject(ticket, model.circuit.refusal(self._now)))
+            return
         self._where[ticket] = model
         if model.out_of_work:
             model.costs.gaps.append(self._now - model.idle_since)
@@ -171,7 +167,7 @@ class Scheduler:
             # Who loads for somebody already is in nobody's plan; who loaded for nobody was to be put out, perhaps.
             self._stale = self._stale or model.state is not State.STARTING or model.queue.count == 1
 
-    def _left(self, ticket: int) -> None:
+    def _left(self, ticket: int, *, served: bool) -> None:
         model = self._where.pop(ticket, None)
         if model is None:  # rejected, or its model died: already forgotten
             return
@@ -183,50 +179,25 @@ class Scheduler:
             self._classify(model)
             self._stale = True
             return
-        served = model.end_lease(ticket)
-        model.costs.service.add(self._now - served.since)
+        lease = model.end_lease(ticket)
+        model.costs.service.add(self._now - lease.since)
+        if served:
+            model.circuit.close()
         if model.state is State.READY:
             self._grant_all(model)
-        self._after_a_lease(model, served)
+        self._after_a_lease(model, lease)
 
-    def _after_a_lease(self, model: Model, served: Served) -> None:
+    def _after_a_lease(self, model: Model, lease: Served) -> None:
         """Nothing is to be decided when others of the same weight go on, or nobody wants the room."""
         self._note_idleness(model)
         idle = not model.leases
         room_counts = idle and (self._claims or model.retiring or self._over)
-        if room_counts or (self._claims and served.weight > model.heaviest):
+        if room_counts or (self._claims and lease.weight > model.heaviest):
             self._stale = True
         if idle and model.retiring:
             self._stop(model, "unloaded")
 
-    def _note_idleness(self, model: Model) -> None:
-        if model.serves and not model.has_work:
-            model.idle_since = self._now
-            model.out_of_work = True
-            self.wake_at = min(self.wake_at, model.expires)
-
-    def _grant_all(self, model: Model) -> None:
-        """Count the leases in the very step that decides them: no window, no lost request."""
-        while model.queue.count and model.has_room:
-            ticket = model.queue.first(model.policy.max_wait)
-            weight = model.queue.remove(ticket)
-            model.begin_lease(ticket, Served(weight, self._now))
-            model.credit = self._floor + credit(model)
-            self._out.append(Grant(ticket, model.name, model.attempt))
-
-    def _reject_all(self, model: Model, error: Callable[[], TrioswapError]) -> None:
-        for ticket in model.queue:
-            del self._where[ticket]
-            model.queue.remove(ticket)
-            self._out.append(Reject(ticket, error()))
-        model.out_of_memory = False
-        self._classify(model)
-
     # ---- the life of a model server ----------------------------------------------------------
-
-    def _is_news(self, model: Model, attempt: int, *states: State) -> bool:
-        """Whether news of *attempt* concern the present run, in one of *states*."""
-        return model.attempt == attempt and model.state in states
 
     def _ready(self, model: Model, attempt: int) -> None:
         if not self._is_news(model, attempt, State.STARTING):
@@ -250,14 +221,16 @@ class Scheduler:
         self._end_turn(model)
         if model.state is State.STOPPING and not model.stuck:
             model.costs.stop.add(self._now - model.began)
-        failed = failure if model.state is State.STARTING else None
+        was = model.state
         self._move(model, lifecycle.Event.EXIT)
         if self._budget is not None and model.peak:
             self._budget.footprints.measured(model.name, model.placed, model.peak)
         model.holding = model.peak = NOTHING
         model.retiring = model.drained = model.stuck = False
-        if failed is not None and not self._tries_again(model, failed):
-            self._reject_all(model, failed.again)
+        if was is State.STARTING and failure is not None and not self._tries_again(model, failure):
+            self._failed(model, failure)
+        elif was in (State.READY, State.DRAINING):  # nobody has said that it died
+            self._failed(model, ModelCrashed(model.name, "it ended by itself" if failure is None else failure.why))
 
     def _tries_again(self, model: Model, failure: StartFailed) -> bool:
         """Out of memory: once more, with more room."""
@@ -267,10 +240,18 @@ class Scheduler:
         again, model.out_of_memory = not model.out_of_memory, model.queue.count > 0
         return again
 
-    def _died(self, model: Model, attempt: int) -> None:
+    def _died(self, model: Model, attempt: int, why: str) -> None:
         """Its gate closes now: a request granted during the sweep would meet nobody."""
         if self._is_news(model, attempt, State.READY, State.DRAINING):
             self._begin_stop(model)
+            self._failed(model, ModelCrashed(model.name, why or "it ended by itself"))
+
+    def _failed(self, model: Model, failure: StartFailed | ModelCrashed) -> None:
+        """Whoever waits is told, unless the next start may come at once and need not fail."""
+        policy = model.policy
+        model.circuit.failed(failure, policy.backoff, policy.backoff_max, self._now)
+        if isinstance(failure, StartFailed) or model.circuit.is_open(self._now):
+            self._reject_all(model, partial(model.circuit.refusal, self._now))
 
     def _got_stuck(self, model: Model, attempt: int) -> None:
         if not self._is_news(model, attempt, *OCCUPIED):
@@ -286,24 +267,9 @@ class Scheduler:
             model.holding = {**taken, **{d: max(size, taken.get(d, 0)) for d, size in model.holding.items()}}
             self._stale = True
 
-    def _stop(self, model: Model, reason: str) -> None:
-        self._begin_stop(model)
-        self._out.append(Stop(model.name, model.attempt, reason))
-
-    def _begin_stop(self, model: Model) -> None:
-        self._end_turn(model)
-        self._move(model, lifecycle.Event.STOP)
-
-    def _end_turn(self, model: Model) -> None:
-        if model.state in (State.READY, State.DRAINING):
-            model.out_at = self._now
-            self._floor = max(self._floor, model.credit)
-        for ticket in list(model.leases):
-            model.end_lease(ticket)
-            del self._where[ticket]
-
     def _unload(self, model: Model, error: Callable[[], TrioswapError], reason: str) -> None:
         self._reject_all(model, error)
+        model.circuit.close()  # who unloads a model that fails has mended it, perhaps
         if model.state is State.STARTING or (model.state is State.READY and not model.leases):
             self._stop(model, reason)
         elif model.state in (State.READY, State.DRAINING):
@@ -317,21 +283,6 @@ class Scheduler:
         self._closing = True
         for model in self.models.values():
             self._unload(model, ShuttingDown, "trioswap is shutting down")
-
-    # ---- bookkeeping -------------------------------------------------------------------------
-
-    def _move(self, model: Model, event: lifecycle.Event) -> None:
-        model.move(event, self._now)
-        self._stale = True
-        self._classify(model)
-
-    def _classify(self, model: Model) -> None:
-        """Keep the indexes true."""
-        for index, belongs in ((self._claims, model.is_claim), (self._occupied, model.state in OCCUPIED)):
-            if belongs:
-                index[model.name] = model
-            else:
-                index.pop(model.name, None)
 
     # ---- plans -------------------------------------------------------------------------------
 

@@ -18,9 +18,10 @@ from typing import Final
 import attrs
 
 from trioswap import lifecycle
+from trioswap.circuit import Circuit
 from trioswap.learning import Costs
 from trioswap.lifecycle import State
-from trioswap.messages import Policy
+from trioswap.messages import ModelView, Policy
 from trioswap.residency import NOTHING, Holding
 
 # Fewer gaps than this are an anecdote.
@@ -150,6 +151,8 @@ class Model:
     """Its process survived SIGKILL; only while STOPPING."""
     out_of_memory: bool = False
     """Its last start failed for want of memory, and it is tried once more."""
+    circuit: Circuit = attrs.field(factory=Circuit)
+    """While it is open nobody waits for this model, so nothing is planned for it."""
 
     _working: dict[float, int] = attrs.field(factory=dict)
     """weight -> how many leases of that weight."""
@@ -166,6 +169,19 @@ class Model:
         if not self._working[served.weight]:
             del self._working[served.weight]
         return served
+
+    def view(self, now: float) -> ModelView:
+        """What others may see of it."""
+        return ModelView(
+            name=self.name,
+            state=self.state,
+            attempt=self.attempt,
+            leases=len(self.leases),
+            waiting=self.queue.count,
+            holding=self.holding,
+            retry_in=self.circuit.retry_in(now),
+            failure=self.circuit.failure,
+        )
 
     def move(self, event: lifecycle.Event, now: float) -> None:
         """Change the state as the table says.

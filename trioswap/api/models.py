@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 
+import attrs
+
 from trioswap import __version__
 from trioswap.api import Services
 from trioswap.asgi import Exchange
@@ -37,17 +39,18 @@ def _listing(exchange: Exchange, services: Services) -> Listing:
 async def running(exchange: Exchange, services: Services) -> None:
     """GET /running: every model that is not stopped, what it serves and who waits for it.
 
-    And where memory plays a part, what is reserved for it: bytes of each device.
+    And where memory plays a part, what is reserved for it: bytes of each device.  Also those that
+    are not tried again for a while, and why each failed that has not proved to work since.
     """
     rows = []
     for view in services.fleet.views():
         model = services.config.models.get(view.name)
-        if model is None or (view.state not in OCCUPIED and not view.waiting):
+        if model is None or not (view.state in OCCUPIED or view.waiting or view.retry_in):
             continue
         row = {
             "model": view.name,
             "state": view.state.value,
-            "cmd": shlex.join(model.argv),
+            "cmd": shlex.join(model.argv) if exchange.key.admin else "",  # it may hold secrets
             "proxy": model.proxy,
             "ttl": model.ttl or 0,
             "name": model.display_name,
@@ -56,13 +59,41 @@ async def running(exchange: Exchange, services: Services) -> None:
             "waiting": view.waiting,
         }
         memory = {} if services.fleet.memory is None else {"memory": dict(view.holding)}
-        rows.append({**row, **memory})
+        failing = {"failure": view.failure, "retry_in": round(view.retry_in, 3)} if view.failure else {}
+        rows.append({**row, **memory, **failing})
     await exchange.json(200, {"running": rows})
 
 
 async def health(exchange: Exchange, _: Services) -> None:
     """GET /health: the daemon answers."""
     await exchange.text(200, "OK")
+
+
+async def ready(exchange: Exchange, services: Services) -> None:
+    """GET /health/ready: requests are served now, as far as the last look at ourselves can tell; cheap, too.
+
+    Raises:
+        NotReady: they are not; why is said in words that tell no names.
+    """
+    services.check.require_ready()
+    await exchange.json(200, {"ready": True, "checked_ms_ago": services.check.checked_ms_ago})
+
+
+async def selfcheck(exchange: Exchange, services: Services) -> None:
+    """GET /api/selfcheck: what that look has found, with names."""
+    check = services.check
+    await exchange.json(
+        200,
+        {
+            "ready": not check.not_ready,
+            "reasons": list(check.not_ready),
+            "checked_ms_ago": check.checked_ms_ago,
+            "late": round(check.late, 3),
+            "stuck": list(check.stuck),
+            "held": [{**attrs.asdict(held), "seconds": round(held.seconds, 3)} for held in check.held],
+            "given_up": check.given_up,
+        },
+    )
 
 
 async def version(exchange: Exchange, _: Services) -> None:

@@ -19,6 +19,7 @@ from trioswap.config.routes import check_routes
 from trioswap.config.rules import alias_path, check_choice, check_name
 from trioswap.config.schema import (
     AUTO,
+    LEAST_LOG_FILE_SIZE,
     LOG_LEVELS,
     LOG_TARGETS,
     MODALITIES,
@@ -62,8 +63,13 @@ def check(config: Config, mistakes: Mistakes) -> None:
 
 def _check_choices(config: Config, mistakes: Mistakes) -> None:
     check_choice(("log_level",), config.log_level, LOG_LEVELS, mistakes)
-    check_choice(("log_time_format",), config.log_time_format, TIME_FORMATS, mistakes)
-    check_choice(("log_to_stdout",), config.log_to_stdout, LOG_TARGETS, mistakes)
+    if config.log_time_format is not None:
+        check_choice(("log_time_format",), config.log_time_format, TIME_FORMATS, mistakes)
+    if config.log_to_stdout is not None:
+        check_choice(("log_to_stdout",), config.log_to_stdout, LOG_TARGETS, mistakes)
+    if config.log_file_size < LEAST_LOG_FILE_SIZE:
+        text = found(format_size(config.log_file_size), f"{format_size(LEAST_LOG_FILE_SIZE)} or more")
+        mistakes.add(("log_file_size",), text)
     check_choice(("policy",), config.policy, POLICIES, mistakes)
     for model in config.models.values():
         check_choice(("models", model.name, "port_owner"), model.port_owner, PORT_OWNERS, mistakes)

@@ -14,8 +14,6 @@ from trioswap.config.raw import RawConfig
 
 NOT_YET: Final = (
     "capture_buffer",
-    "log_time_format",
-    "log_to_stdout",
     "metrics_max_in_memory",
     "performance",
     "store",

@@ -31,12 +31,16 @@ _YAML: Final = (".yaml", ".yml")
 
 
 def load_sources(
-    sources: Sequence[FilePath], directory: FilePath | None, environ: Mapping[str, str], translate: Translate
+    sources: Sequence[FilePath],
+    directory: FilePath | None,
+    environ: Mapping[str, str],
+    translate: Translate,
+    keep: Config | None = None,
 ) -> Config:
     """The configuration in the files *sources* and in those of *directory*, together.
 
     *environ* is what `${env.NAME}` stands for.  A relative path is relative to the file in
-    which it is written.
+    which it is written.  In the place of *keep*, models keep the ports they have there.
 
     Raises:
         Misuse: no file and no directory is named.
@@ -50,7 +54,7 @@ def load_sources(
     mistakes.places, mistakes.shown = native.places, native.shown
     main = files[0].parent
     elsewhere = {str(file): file.parent for file in files if file.parent != main}
-    config = understand(native, main, environ, mistakes, elsewhere=elsewhere)
+    config = understand(native, main, environ, mistakes, elsewhere=elsewhere, keep=keep)
     if lines := mistakes.lines():
         raise ConfigError(label, lines)
     return config

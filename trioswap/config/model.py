@@ -79,6 +79,7 @@ class ModelReader:
         return ModelConfig(
             name=self.name,
             argv=self._argv(values),
+            port=port,
             proxy=self._proxy(values),
             stop_argv=self._stop_argv(values),
             check_endpoint=self._check_endpoint(values),
@@ -95,6 +96,8 @@ class ModelReader:
             ),
             unload_timeout=given(written.unload_timeout, above.unload_timeout, default=_DEFAULTS.unload_timeout),
             stop_signal=self._stop_signal(),
+            backoff=given(written.backoff, above.backoff, default=_DEFAULTS.backoff),
+            backoff_max=given(written.backoff_max, above.backoff_max, default=_DEFAULTS.backoff_max),
             max_wait=given(written.max_wait, above.max_wait, default=_DEFAULTS.max_wait),
             queue_timeout=given(written.queue_timeout, above.queue_timeout, default=0.0) or None,  # 0 says for ever
             drain_timeout=given(written.drain_timeout, above.drain_timeout, default=_DEFAULTS.drain_timeout),

@@ -29,18 +29,20 @@ def understand(
     mistakes: Mistakes,
     *,
     elsewhere: Mapping[str, FilePath] = _NOWHERE,
+    keep: Config | None = None,
 ) -> Config:
     """The configuration meant by *document*; when *mistakes* has any, it must not be used.
 
     *directory* is what relative paths are relative to, unless the place of the path is in
     one of the files that *elsewhere* gives another directory.  *environ* has been filled in
-    already, as far as it could be.  Looks whether `gguf` files exist.
+    already, as far as it could be.  In the place of *keep*, models keep the ports they have there.
+    Looks whether `gguf` files exist.
     """
     document = as_asked(expand_macros(document, environ, mistakes))
     if elsewhere:
         document = _anchored(document, elsewhere)
     raw = read(document.values, mistakes)
-    config = resolve(raw, directory, mistakes)
+    config = resolve(raw, directory, mistakes, keep)
     check(config, mistakes)
     return config
 

@@ -200,13 +200,28 @@ class RawConfig:
     )
     log_level: str | None = key("How much is logged.", default='"info"', choices=LOG_LEVELS)
     log_time_format: str | None = key(
-        "How lines of the log tell the time; empty: not at all.", default='""', choices=TIME_FORMATS
+        "How our lines of the log tell the time, in Go's words and the local time zone; empty: not at all.",
+        default="UTC, as 2026-01-31T12:00:00Z",
+        choices=TIME_FORMATS,
     )
     log_to_stdout: str | None = key(
         'Whose lines go to the standard output: `"proxy"`, our own; `"upstream"`, those of the model servers; `"both"`;'
-        ' `"none"`.',
-        default='"proxy"',
+        ' `"none"`. Other lines go nowhere but to `/logs` and `log_dir`.',
+        default="our own go to the standard error",
         choices=LOG_TARGETS,
+    )
+    log_dir: str | None = key(
+        "A directory for log files: `trioswap.log`, and `model-NAME.log` for each model server. Relative to the"
+        " directory of the configuration; `~` is your home.",
+        default="none",
+    )
+    log_file_size: Size | None = key(
+        "The size at which such a file is renamed to `NAME.1` and a new one begins; 4KiB or more.",
+        default='"10MiB"',
+        unit="bytes",
+    )
+    log_files: Count | None = key(
+        "How many such files of each name are kept, the current one included.", default="3", unit="files"
     )
     log_requests: bool | None = key("Accepted from older files, and without effect.", default="false")
     start_port: int | None = key(
@@ -261,6 +276,13 @@ class RawConfig:
     unload_timeout: Duration | None = key(
         "How long a server may take to end after the stop signal; then comes SIGKILL.", default="10", unit="s"
     )
+    backoff: Duration | None = key(
+        "How long a model whose start failed is not tried again: requests are answered with 503 at once, and nobody is"
+        " put out for it. Twice as long after each more failure in a row; 0: it is always tried.",
+        default="1",
+        unit="s",
+    )
+    backoff_max: Duration | None = key("The longest that this grows to.", default="60", unit="s")
     max_wait: Duration | None = key(
         "How long a request waits for a model that is not resident before the models in its way take no new requests.",
         default="60",

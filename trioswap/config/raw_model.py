@@ -147,6 +147,10 @@ class RawModel:
         "How long it may take to end after the stop signal; then comes SIGKILL.", default=_AS_ABOVE, unit="s"
     )
     stop_signal: str | None = key("The signal that asks the server to end.", default='"SIGTERM"', choices=STOP_SIGNALS)
+    backoff: Duration | None = key(
+        "How long it is not tried again after a start that failed.", default=_AS_ABOVE, unit="s"
+    )
+    backoff_max: Duration | None = key("The longest that this grows to.", default=_AS_ABOVE, unit="s")
     max_wait: Duration | None = key(
         "How long its oldest request waits before the models in its way take no new requests.",
         default=_AS_ABOVE,

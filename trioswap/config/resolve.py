@@ -1,6 +1,6 @@
-"""The whole file from what is written to what is meant: ports, and which rule of residency holds.
+"""The whole file from what is written to what is meant, and which rule of residency holds.
 
-A single model is the job of `model`, a matrix that of `matrix`; what can be seen from the
+A single model is the job of `model`, ports are that of `ports`, a matrix that of `matrix`; what can be seen from the
 resolved values alone is judged in `checks`.
 """
 
@@ -12,15 +12,15 @@ from pathlib import Path as FilePath
 from typing import Final
 
 from trioswap.config.access import read_api_keys, read_cors, read_keys, read_proxies, read_tls
-from trioswap.config.addresses import MAX_PORT
 from trioswap.config.later import not_acted_on
 from trioswap.config.matrix import MatrixConfig, read_matrix
-from trioswap.config.mistakes import Mistakes, found
+from trioswap.config.mistakes import Mistakes
 from trioswap.config.model import ModelReader, given
 from trioswap.config.peers import read_peer
+from trioswap.config.ports import give_ports, start_port
 from trioswap.config.raw import RawConfig, RawGroup, RawMatrix, RawMemory, RawUpstream
 from trioswap.config.routes import read_profile, read_selector
-from trioswap.config.schema import AUTO, START_PORT, Config, GroupConfig, MemoryConfig
+from trioswap.config.schema import AUTO, Config, GroupConfig, MemoryConfig
 from trioswap.config.settings import (
     absolute,
     read_hooks,
@@ -38,13 +38,14 @@ _GROUP_DEFAULTS: Final = GroupConfig(name="", members=())
 _MEMORY_DEFAULTS: Final = MemoryConfig()
 
 
-def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
+def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes, keep: Config | None = None) -> Config:
     """The configuration meant by *raw*; after mistakes it holds stand-ins and must not be used.
 
-    *directory* is what relative paths of the file are relative to.
+    *directory* is what relative paths of the file are relative to.  *keep* is the configuration
+    in whose place this one comes: models keep the ports they have there.
     """
     readers = {name: ModelReader(name, model, raw, directory, mistakes) for name, model in (raw.models or {}).items()}
-    ports = _give_ports(sorted(name for name, reader in readers.items() if reader.uses_port), raw, mistakes)
+    ports = give_ports(sorted(name for name, reader in readers.items() if reader.uses_port), raw, mistakes, keep)
     models = {name: reader.resolve(ports.get(name)) for name, reader in readers.items()}
     names = {alias: model.name for model in models.values() for alias in model.aliases} | {
         name: name for name in models
@@ -58,6 +59,7 @@ def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
         memory=memory,
         policy=given(raw.policy, default=_DEFAULTS.policy),
         parallel_loads=given(raw.parallel_loads, default=_DEFAULTS.parallel_loads),
+        start_port=start_port(raw),
         listen=given(raw.listen, default=_DEFAULTS.listen),
         api_keys=api_keys,
         keys=read_keys(raw.keys or {}, api_keys, mistakes),
@@ -67,11 +69,14 @@ def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
         heartbeat=given(raw.heartbeat, default=_DEFAULTS.heartbeat) or None,  # 0 says none
         max_queue=given(raw.max_queue, default=_DEFAULTS.max_queue),
         log_level=given(raw.log_level, default=_DEFAULTS.log_level),
-        log_time_format=given(raw.log_time_format, default=_DEFAULTS.log_time_format),
-        log_to_stdout=given(raw.log_to_stdout, default=_DEFAULTS.log_to_stdout),
+        log_time_format=raw.log_time_format,
+        log_to_stdout=raw.log_to_stdout,
+        log_dir=_directory("log_dir", raw.log_dir, directory, mistakes),
+        log_file_size=given(raw.log_file_size, default=_DEFAULTS.log_file_size),
+        log_files=given(raw.log_files, default=_DEFAULTS.log_files),
         max_request_body=given(raw.max_request_body, default=_DEFAULTS.max_request_body),
         max_upload=given(raw.max_upload, default=_DEFAULTS.max_upload),
-        state_dir=_state_dir(raw.state_dir, directory, mistakes),
+        state_dir=_directory("state_dir", raw.state_dir, directory, mistakes),
         include_aliases_in_list=given(raw.include_aliases_in_list, default=_DEFAULTS.include_aliases_in_list),
         metrics_max_in_memory=given(raw.metrics_max_in_memory, default=_DEFAULTS.metrics_max_in_memory),
         capture_buffer=given(raw.capture_buffer, default=_DEFAULTS.capture_buffer) or None,  # 0 says none
@@ -87,24 +92,11 @@ def resolve(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> Config:
     )
 
 
-def _give_ports(names: list[str], raw: RawConfig, mistakes: Mistakes) -> dict[str, int]:
-    """A port for each of *names*, one after the other (core reference 1.5)."""
-    first = given(raw.start_port, default=START_PORT)
-    last = first + max(len(names), 1) - 1
-    if not 1 <= first <= MAX_PORT:
-        mistakes.add(("start_port",), found(first, f"1 to {MAX_PORT}"))
-    elif last > MAX_PORT:
-        need = f"found {first}, from which {len(names)} models need the ports up to {last}"
-        mistakes.add(("start_port",), f"{need}, allowed is 1 to {MAX_PORT}")
-    base = START_PORT if mistakes.about(("start_port",)) else first
-    return {name: base + index for index, name in enumerate(names)}
-
-
-def _state_dir(written: str | None, directory: FilePath, mistakes: Mistakes) -> FilePath | None:
+def _directory(key: str, written: str | None, directory: FilePath, mistakes: Mistakes) -> FilePath | None:
     """Absolute; whether it is there, or can be made, the daemon finds out."""
     if written is None:
         return None
-    return absolute(written, directory, ("state_dir",), "the path of a directory", mistakes)
+    return absolute(written, directory, (key,), "the path of a directory", mistakes)
 
 
 def _ignore_paths(raw: RawUpstream, mistakes: Mistakes) -> tuple[re.Pattern[str], ...]:

@@ -38,6 +38,9 @@ START_PORT: Final = 5800
 # llama-swap's healthCheckTimeout default and its unloadTimeout default (core reference 1.7).
 HEALTH_CHECK_TIMEOUT: Final = 120.0
 UNLOAD_TIMEOUT: Final = 10.0
+# Kubernetes waits 10 s to 5 min between restarts of a container that fails (CrashLoopBackOff); here people wait.
+BACKOFF: Final = 1.0
+BACKOFF_MAX: Final = 60.0
 # How long a claim waits before the gate of what is in its way closes (design 4, simulated: 30 and 60 are as good).
 MAX_WAIT: Final = 60.0
 # What unload and shutdown grant to requests being served; llama-swap's shutdown grants as much (core reference 4.4).
@@ -88,6 +91,9 @@ TIME_FORMATS: Final = (
     "stampmicro",
     "stampnano",
 )
+LOG_FILE_SIZE: Final = 10 * 2**20
+# A page: what is less would be all renaming.
+LEAST_LOG_FILE_SIZE: Final = 4096
 POLICIES: Final = ("lease", "fifo")
 PORT_OWNERS: Final = ("child", "any")
 # Signals that ask a server to end.  SIGKILL asks nothing, but some servers deserve no better.
@@ -109,6 +115,8 @@ class ModelConfig:
     """Run instead of the stop signal; may still contain ${PID}."""
     check_endpoint: str | None = "/health"
     """Path that answers 200 when the server is ready; None: ready as soon as it runs."""
+    port: int | None = attrs.field(default=None, eq=False)
+    """What ${PORT} has become, which shows in `argv`, `proxy` and so on; None: it is not used."""
     port_owner: str = "child"
     """`child`: the port must be listened on by our child's process tree; `any`: by whom is not asked (containers)."""
     env: Mapping[str, str] = attrs.field(factory=dict)
@@ -126,6 +134,10 @@ class ModelConfig:
     unload_timeout: float = UNLOAD_TIMEOUT
     """Grace in seconds between the stop signal and SIGKILL."""
     stop_signal: signal.Signals = signal.SIGTERM
+    backoff: float = BACKOFF
+    """Seconds for which it is not tried again after a start that failed; twice as many after each more in a row."""
+    backoff_max: float = BACKOFF_MAX
+    """But never more than these."""
     max_wait: float = MAX_WAIT
     """Seconds its oldest request waits before the gate of what is in its way closes."""
     drain_timeout: float | None = None
@@ -214,6 +226,8 @@ class Config:
     """Who is next: `lease`, by waiting and turns; `fifo`, by arrival as llama-swap does it."""
     parallel_loads: int = 1
     """Models that load at the same time."""
+    start_port: int = START_PORT
+    """The lowest port that a model with ${PORT} is given."""
     listen: str = "127.0.0.1:8080"
     api_keys: tuple[str, ...] = attrs.field(default=(), repr=False)
     """Clients must show one of them, or one of `keys`; where there are none nobody is asked. They may do everything."""
@@ -228,10 +242,16 @@ class Config:
     max_queue: int = MAX_QUEUE
     """Requests that wait at the same time, for all models together."""
     log_level: str = "info"
-    log_time_format: str = ""
-    """How lines of the log tell the time, one of TIME_FORMATS; empty: not at all."""
-    log_to_stdout: str = "proxy"
-    """Whose lines go to the standard output, one of LOG_TARGETS."""
+    log_time_format: str | None = None
+    """How our lines of the log tell the time, one of TIME_FORMATS; empty: not at all; None: in our own way."""
+    log_to_stdout: str | None = None
+    """Whose lines go to the standard output, one of LOG_TARGETS; None: our own, to the standard error."""
+    log_dir: Path | None = None
+    """An absolute path: where log files are kept; None: there are none."""
+    log_file_size: int = LOG_FILE_SIZE
+    """Bytes of a log file at most."""
+    log_files: int = 3
+    """Log files of each name that are kept."""
     max_request_body: int = MAX_REQUEST_BODY
     """Bytes of a body that must be read whole to be understood: JSON and forms."""
     max_upload: int = MAX_UPLOAD

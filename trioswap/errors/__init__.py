@@ -54,9 +54,11 @@ from trioswap.errors.servers import (
     LeaseCut,
     MemoryLent,
     MemoryTaken,
+    ModelCrashed,
     ModelError,
     ModelStuck,
     ModelUnloaded,
+    NotReady,
     NotToBeHad,
     PeerFailed,
     PeerTimedOut,
@@ -67,6 +69,7 @@ from trioswap.errors.servers import (
     StillLoading,
     UpstreamFailed,
     UpstreamTimedOut,
+    WaitTooLong,
 )
 
 __all__ = [
@@ -92,12 +95,14 @@ __all__ = [
     "MemoryTaken",
     "MissingModel",
     "Misuse",
+    "ModelCrashed",
     "ModelError",
     "ModelStuck",
     "ModelUnloaded",
     "NoBudget",
     "NoSuchRequest",
     "NotLoaded",
+    "NotReady",
     "NotToBeHad",
     "NotWaiting",
     "PeerFailed",
@@ -118,5 +123,6 @@ __all__ = [
     "UnknownProfile",
     "UpstreamFailed",
     "UpstreamTimedOut",
+    "WaitTooLong",
     "WrongMethod",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trioswap.errors.base import TrioswapError
@@ -20,16 +20,41 @@ class ModelError(TrioswapError):
 
 
 class StartFailed(ModelError):
-    """The model server could not be started, exited before it was ready, or was late."""
+    """The model server could not be started, exited before it was ready, or was late.
 
-    def __init__(self, model: str, why: str, *, out_of_memory: bool = False) -> None:
-        super().__init__(model, f'model "{model}" did not start: {why}; its last output is at /logs/stream/{model}')
+    *times* in a row, if that is why it is not tried again for *retry_after* seconds.
+    """
+
+    def __init__(
+        self, model: str, why: str, *, out_of_memory: bool = False, times: int = 0, retry_after: int = 1
+    ) -> None:
+        super().__init__(model, f'model "{model}" did not start: {why}; {_what_next(model, times, retry_after)}')
         self.why = why
         self.out_of_memory = out_of_memory
+        self.retry_after = retry_after
 
-    def again(self) -> StartFailed:
-        """A fresh instance of the same failure, for the next waiter."""
-        return StartFailed(self.model, self.why, out_of_memory=self.out_of_memory)
+    def again(self, *, times: int = 0, retry_after: int = 1) -> StartFailed:
+        """A fresh instance of the same failure, for the next who asks."""
+        return StartFailed(self.model, self.why, out_of_memory=self.out_of_memory, times=times, retry_after=retry_after)
+
+
+class ModelCrashed(ModelError):
+    """The model server ended by itself, *times* in a row, and is not tried again for *retry_after* seconds."""
+
+    def __init__(self, model: str, why: str, *, times: int = 0, retry_after: int = 1) -> None:
+        super().__init__(model, f'model "{model}" crashed: {why}; {_what_next(model, times, retry_after)}')
+        self.why = why
+        self.retry_after = retry_after
+
+    def again(self, *, times: int = 0, retry_after: int = 1) -> ModelCrashed:
+        """A fresh instance of the same failure, for the next who asks."""
+        return ModelCrashed(self.model, self.why, times=times, retry_after=retry_after)
+
+
+def _what_next(model: str, times: int, retry_after: int) -> str:
+    row = f"that makes {times} failures in a row, " if times > 1 else ""
+    pause = f"{row}it is not tried again for {retry_after} s (backoff); " if times else ""
+    return f"{pause}its last output is at /logs/stream/{model}"
 
 
 class ModelUnloaded(ModelError):
@@ -88,6 +113,10 @@ class DoesNotFit(ModelError):
             model,
             f'model "{model}" needs more memory than there is for models, even alone; see `trioswap plan {model}`',
         )
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Clients of OpenAI and Anthropic try a 503 again, unless they are told that it is of no use."""
+        return [*super().headers(), (b"x-should-retry", b"false")]
 
 
 class LeaseCut(ModelError):
@@ -187,6 +216,34 @@ class InternalError(TrioswapError):
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"internal error; the log of trioswap says more about request {request_id}")
+
+
+class WaitTooLong(TrioswapError):
+    """The request has waited longer than any should: something of ours is broken, and the log says more."""
+
+    status = 503
+    retry_after = 1
+
+    def __init__(self, waited: float) -> None:
+        super().__init__(
+            f"the request waited {waited:.0f} s, which is longer than it ever should; that is a fault of trioswap, and "
+            "its log says more; send the request again"
+        )
+
+
+class NotReady(TrioswapError):
+    """The daemon cannot be counted on now; *reasons* are in general words, and so long ago it looked at itself."""
+
+    status = 503
+    retry_after = 5
+
+    def __init__(self, reasons: Sequence[str], checked_ms_ago: int | None) -> None:
+        super().__init__(f"trioswap is not ready: {'; '.join(reasons)}")
+        self.checked_ms_ago = checked_ms_ago
+
+    def openai_body(self) -> dict[str, Any]:
+        """The error, and what the answer says when all is well."""
+        return {"ready": False, "checked_ms_ago": self.checked_ms_ago, **super().openai_body()}
 
 
 class QueueFull(TrioswapError):

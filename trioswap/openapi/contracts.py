@@ -109,6 +109,11 @@ MODEL_LIST: Final = Contract("models", {JSON: "ModelList"})
 MODEL: Final = Contract("models", {JSON: "Model"}, fails=(404,))
 RUNNING: Final = Contract("models", {JSON: "Running"})
 WORDS: Final = Contract("about", {TEXT: ""})
+READY: Final = Contract(
+    "about", {JSON: "Ready"}, fails=(503,),
+    note="For whoever sends requests elsewhere while we cannot be counted on; why is said in general words.",
+)  # fmt: skip
+SELF_CHECK: Final = Contract("about", {JSON: "SelfCheck"})
 VERSION: Final = Contract("about", {JSON: "Version"})
 DOCUMENT: Final = Contract("about", {JSON: ""})
 
@@ -140,6 +145,11 @@ HISTORY: Final = Contract("logs", {TEXT: ""})
 _FOLLOW: Final = {"no-history": "Without what is kept already.", "no-follow": "Only what is kept already."}
 FOLLOW_ALL: Final = Contract("logs", {TEXT: ""}, query=_FOLLOW, endless=True)
 FOLLOW: Final = Contract("logs", {TEXT: ""}, query=_FOLLOW, fails=(404,), endless=True)
+LEVEL: Final = Contract("logs", {JSON: "LogLevel"})
+SET_LEVEL: Final = Contract(
+    "logs", {JSON: "LogLevel"}, {JSON: "LogLevelChoice"}, fails=(413,),
+    note="It holds until the daemon ends, or is told another one.",
+)  # fmt: skip
 HAPPENINGS: Final = Contract(
     "logs", {EVENTS: ""}, endless=True,
     note='Each event is `{"type": TYPE, "data": "JSON as text"}`.  First comes all there is, then what changes.',

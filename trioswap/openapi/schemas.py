@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from trioswap.config.schema import LOG_LEVELS
 from trioswap.lifecycle import OCCUPIED, State
 
 Schema = dict[str, Any]
@@ -31,6 +32,11 @@ _HEADERS: Final[Schema] = {
     "type": "object",
     "additionalProperties": _TEXT,
     "description": "The first value of each; credentials and cookies are replaced by `[REDACTED]`.",
+}
+_CHECKED: Final[Schema] = {
+    "type": ["integer", "null"],
+    "minimum": 0,
+    "description": "Milliseconds since the daemon looked at itself; null: it has not yet.",
 }
 _FREE: Final[Schema] = {"type": "object", "additionalProperties": True}
 _MODEL_NAME: Final[Schema] = {
@@ -92,6 +98,9 @@ _ASKED: Final[dict[str, Schema]] = {
         "Which profile is to be active.",
         {"name": _about({"type": ["string", "null"]}, "The profile; null or an empty text for none.")},
     ),
+    "LogLevelChoice": _object(
+        "How much is to be logged.", {"level": _about(_one_of(list(LOG_LEVELS)), "The least that is logged.")}
+    ),
     "HoldRequest": _object(
         "What is to be lent.",
         {
@@ -135,7 +144,7 @@ _ERRORS: Final[dict[str, Schema]] = {
                 },
             ),
         },
-        {"loading": ref("Loading")},
+        {"loading": ref("Loading"), "ready": {"const": False}, "checked_ms_ago": _CHECKED},
     ),
     "AnthropicError": _object(
         "An error in Anthropic's shape.",
@@ -181,7 +190,7 @@ _MODELS: Final[dict[str, Schema]] = {
     "ModelList": _object("Sorted by id.", {"object": {"const": "list"}, "data": _list(ref("Model"))}),
     "Running": _object("Sorted by name.", {"running": _list(ref("RunningModel"))}),
     "RunningModel": _object(
-        "A model that is not stopped, or that somebody waits for.",
+        "A model that is not stopped, that somebody waits for, or that is not tried again for a while.",
         {
             "model": _TEXT,
             "state": _STATE,
@@ -193,7 +202,34 @@ _MODELS: Final[dict[str, Schema]] = {
             "serving": _about(_COUNT, "Requests that are being served."),
             "waiting": _about(_COUNT, "Requests that wait for it."),
         },
-        {"memory": _HOLDING},
+        {
+            "memory": _HOLDING,
+            "failure": _about(_TEXT, "Why it failed last; absent once it has proved to work."),
+            "retry_in": _about(_SECONDS, "Seconds for which it is not tried again; 0: the next request is a trial."),
+        },
+    ),
+    "Ready": _object("Requests are served.", {"ready": {"const": True}, "checked_ms_ago": _CHECKED}),
+    "SelfCheck": _object(
+        "What the last look of the daemon at itself has found.",
+        {
+            "ready": _FLAG,
+            "reasons": _about(_list(_TEXT), "Why it is not."),
+            "checked_ms_ago": _CHECKED,
+            "late": _about(_SECONDS, "Seconds by which the event loop was late for it."),
+            "stuck": _about(_list(_TEXT), "Models whose process survived SIGKILL and keeps its memory."),
+            "held": _about(_list(ref("HeldRequest")), "Those that wait for requests which nothing bounds."),
+            "given_up": _about(_COUNT, "Requests answered with an error because they waited longer than any should."),
+        },
+    ),
+    "HeldRequest": _object(
+        "A request that waits for one that may go on for ever.",
+        {
+            "request": _about(_TEXT, "Its x-request-id."),
+            "model": _TEXT,
+            "by": _about(_TEXT, "The x-request-id of the oldest one in its way."),
+            "of": _about(_TEXT, "The model that serves that."),
+            "seconds": _about(_SECONDS, "For which it has been held, as far as looks have seen."),
+        },
     ),
     "Version": _object(
         "What this is; there is no commit and no build, since nothing is built.",
@@ -219,6 +255,7 @@ _OPERATIONS: Final[dict[str, Schema]] = {
             },
         },
     ),
+    "LogLevel": _object("What holds now.", {"level": _one_of(list(LOG_LEVELS))}),
     "ActiveProfile": _object("What holds from now on.", {"active": {"type": ["string", "null"]}}),
     "InFlight": _object("The oldest first.", {"requests": _list(ref("InFlightRequest"))}),
     "InFlightRequest": _object(
