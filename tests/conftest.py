@@ -5,7 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 sys.path.insert(0, str(Path(__file__).parent))
+
+# No verdict depends on how fast the machine is.
+settings.register_profile("trioswap", deadline=None)
+settings.load_profile("trioswap")
 
 
 def pytest_addoption(parser) -> None:

@@ -1,13 +1,8 @@
-"""Rings keep the newest bytes, followers lose only their own lines, logging never waits for a reader."""
+"""Rings keep the newest bytes, and followers lose only their own lines."""
 
 from __future__ import annotations
 
-import logging
-import os
 import re
-import subprocess
-import sys
-import threading
 
 import pytest
 import trio
@@ -16,7 +11,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from trioswap import logs
-from trioswap.logs import LogRing, Logs, RingHandler, setup_logging
+from trioswap.logs import LogRing, Logs
 
 NOTICE = re.compile(rb"\A\n?-- (\d+) bytes dropped --\n")
 GUARD = 30  # seconds; only a hang gets there
@@ -185,140 +180,13 @@ def test_names_of_streams():
     assert hub.find("other") is None
 
 
-# ---- logging ----
-
-
-def record(message, *args, name="trioswap.daemon", level=logging.INFO):
-    made = logging.LogRecord(name, level, __file__, 1, message, args, None)
-    made.created = 1769860800.25
-    return made
-
-
-def test_a_record_is_one_line():
-    """A record becomes time in UTC, level, module and message, and control characters cannot forge a line."""
-    hub = Logs()
-    RingHandler(hub).handle(record("no model %r: %s", "x", "a\nb\x1b[2J\tc"))
-    assert hub.proxy.history() == b"2026-01-31T12:00:00Z INFO daemon: no model 'x': a\\x0ab\\x1b[2J\tc\n"
-    assert hub.combined.history() == hub.proxy.history()
-
-
-def test_a_record_that_cannot_be_formatted_is_said_to_be():
-    """A wrong log call costs a readable line, not an exception and not a write to standard error."""
-    hub = Logs()
-    RingHandler(hub).handle(record("%d models", "many"))
-    assert b"INFO trioswap.daemon: '%d models' could not be formatted: TypeError" in hub.proxy.history()
-
-
-async def test_a_thread_s_record_wakes_a_follower():
-    """A record of a worker thread reaches a follower that waits in Trio."""
-    hub = Logs()
-    handler = RingHandler(hub)
-    handler.handle(record("in Trio"))
-    with hub.proxy.follow(with_history=False) as follower:
-        async with trio.open_nursery() as nursery:
-
-            @nursery.start_soon
-            async def _():
-                assert (await read(follower)).endswith(b" in a thread\n")
-
-            await wait_all_tasks_blocked()
-            await trio.to_thread.run_sync(handler.handle, record("in a thread"))
-
-
-async def test_a_thread_s_record_is_stored_by_trio_s_thread():
-    """While Trio's thread does something else, a record of another thread waits its turn and touches no ring."""
-    hub = Logs()
-    handler = RingHandler(hub)
-    handler.handle(record("first"))
-    thread = threading.Thread(target=handler.handle, args=[record("second")])
-    thread.start()
-    thread.join(GUARD)
-    assert hub.proxy.tail(1).endswith("first")
-    with trio.fail_after(GUARD):
-        while not hub.proxy.tail(1).endswith("second"):
-            await trio.lowlevel.checkpoint()
-
-
-def test_records_before_and_after_trio_are_stored_at_once():
-    """Without a running Trio, records are there when the call returns."""
-    hub = Logs()
-    handler = RingHandler(hub)
-    handler.handle(record("before"))
-
-    async def during():
-        handler.handle(record("during"))
-
-    trio.run(during)
-    handler.handle(record("after"))
-    assert [line.split()[-1] for line in hub.proxy.tail(9).splitlines()] == ["before", "during", "after"]
-
-
-def test_levels_and_leaving():
-    """Our records pass from the level on, others' from WARNING on, and after the block nothing passes."""
-    hub = Logs()
-    ours, others = logging.getLogger("trioswap.x"), logging.getLogger("somebody.else")
-    with setup_logging("info", hub):
-        ours.debug("no")
-        ours.info("yes 1")
-        others.info("no")
-        others.warning("yes 2")
-        logs.set_level("debug")
-        ours.debug("yes 3")
-    ours.error("no")
-    lines = hub.proxy.tail(9).splitlines()
-    assert [line[-5:] for line in lines] == ["yes 1", "yes 2", "yes 3"]
-    assert not any(isinstance(handler, RingHandler) for handler in logging.getLogger().handlers)
-
-
-CHATTY = """
-import logging
-from trioswap.logs import Logs, setup_logging
-with setup_logging("info", Logs()):
-    for number in range({lines}):
-        logging.getLogger("trioswap.chatty").info("line %d %s", number, "x" * 500)
-"""
-
-
-async def test_lines_reach_standard_error():
-    """All lines of a short-lived process are out when it ends."""
-    code = CHATTY.format(lines=50)
-    with trio.fail_after(GUARD):
-        done = await trio.run_process([sys.executable, "-c", code], capture_stderr=True)
-    lines = done.stderr.decode().splitlines()
-    assert len(lines) == 50
-    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ INFO chatty: line 49 x+", lines[-1])
-
-
-async def test_a_parent_that_never_reads_cannot_hold_us():
-    """With nobody reading standard error, logging goes on and the process ends normally."""
-    code = CHATTY.format(lines=5000)  # 2.5 MB: more than pipe and queue hold together
-    process = await trio.lowlevel.open_process([sys.executable, "-c", code], stderr=subprocess.PIPE)
-    with trio.fail_after(GUARD):
-        assert await process.wait() == 0
-    await process.stderr.aclose()
-
-
-async def test_lines_lost_on_the_way_to_standard_error_are_counted(monkeypatch):
-    """When a slow reader catches up, it reads how many lines it missed, and the count is right."""
-    readable, writable = os.pipe()
-    monkeypatch.setattr(logs, "_STDERR", writable)
-    handler = logs._StderrHandler()
-    try:
-        # 3000 lines of a KiB: some 64 fill the pipe, 1000 the queue, the rest is lost.
-        for number in range(3000):
-            handler.handle(record("%d %s", number, "x" * 1000))
-        seen = b""
-        async with trio.lowlevel.FdStream(readable) as reader:
-            with trio.fail_after(GUARD):
-                while seen.count(b"\n") < 500:
-                    seen += await reader.receive_some()
-                handler.handle(record("the last"))  # there is room again
-                while not seen.endswith(b"the last\n"):
-                    seen += await reader.receive_some()
-    finally:
-        await trio.to_thread.run_sync(handler.stop)
-        os.close(writable)
-    lines = seen.splitlines()
-    notices = [match for line in lines if (match := re.fullmatch(rb"-- (\d+) lines dropped --", line))]
-    assert notices
-    assert len(lines) - len(notices) + sum(int(match[1]) for match in notices) == 3001
+def test_what_children_write_is_copied_inside_a_block():
+    """A listener gets it with the model's name, in order, and nothing of ours, and nothing afterwards."""
+    hub, heard = Logs(), []
+    hub.from_child("a", b"before\n")
+    with hub.copied(lambda model, data: heard.append((model, data))):
+        hub.from_child("a", b"1")
+        hub.from_ourselves(b"ours\n")
+        hub.from_child("b", b"2\n")
+    hub.from_child("a", b"after\n")
+    assert heard == [("a", b"1"), ("b", b"2\n")]

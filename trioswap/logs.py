@@ -1,18 +1,13 @@
 """Keeps the last bytes of every child and of ourselves, and feeds followers that can only lose their own lines.
 
-Also sets up the standard library's logging.  What is worth a line, and who may
-read it over HTTP, is decided elsewhere.
+What is worth a line, where it goes besides (`logsetup`), and who may read it over HTTP, is
+decided elsewhere.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import queue
-import threading
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import attrs
@@ -22,11 +17,10 @@ import trio
 CAPACITY: Final = 100 * 1024
 # Bytes a follower may be behind: the whole history that it starts with, and more than as much again.
 FOLLOWER_BUFFER: Final = 256 * 1024
-# Lines on their way to a standard error that is read slowly; about 100 KiB of them.
-STDERR_LINES: Final = 1000
-# Seconds granted to the last lines when logging ends.
-STDERR_GRACE: Final = 1.0
-_STDERR: Final = 2
+
+
+Listener = Callable[[str, bytes], None]
+"""Takes the name of a model and what its server wrote."""
 
 
 @attrs.define(eq=False)
@@ -131,6 +125,16 @@ class Logs:
     upstream: LogRing = attrs.field(factory=LogRing, init=False)
     combined: LogRing = attrs.field(factory=LogRing, init=False)
     _models: dict[str, LogRing] = attrs.field(factory=dict, init=False)
+    _listeners: list[Listener] = attrs.field(factory=list, init=False)
+
+    @contextmanager
+    def copied(self, listener: Listener) -> Iterator[None]:
+        """Inside the block, *listener* gets what children write, too; it must not wait."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
 
     def of(self, model: str) -> LogRing:
         """The ring of *model*, which outlives each run of its server; made when first asked for."""
@@ -145,135 +149,10 @@ class Logs:
         """Take what the server of *model* wrote."""
         for ring in (self.of(model), self.upstream, self.combined):
             ring.append(data)
+        for listener in self._listeners:
+            listener(model, data)
 
     def from_ourselves(self, data: bytes) -> None:
         """Take lines of our own."""
         for ring in (self.proxy, self.combined):
             ring.append(data)
-
-
-# ---- the standard library's logging -----------------------------------------------------
-
-# Control characters would let a client's model name forge lines or repaint a terminal.
-_CONTROLS: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) != "\t"}
-
-
-class _LineFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00Z INFO daemon: message`; only a traceback takes more lines."""
-
-    converter = staticmethod(time.gmtime)
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(message)s", "%Y-%m-%dT%H:%M:%SZ")
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
-        name = record.name.removeprefix("trioswap.")
-        return f"{record.asctime} {record.levelname} {name}: {record.message.translate(_CONTROLS)}"
-
-
-class _LineHandler(logging.Handler):
-    """Formats records; a record that cannot be formatted becomes a line that says so.
-
-    The library's own way is a traceback on standard error, where it may block.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setFormatter(_LineFormatter())
-
-    def line(self, record: logging.LogRecord) -> bytes:
-        try:
-            text = self.format(record)
-        except Exception as exc:  # arguments that do not fit the message: a bug, but not worth a request
-            text = f"{record.levelname} {record.name}: {record.msg!r} could not be formatted: {exc!r}"
-        return text.encode(errors="backslashreplace") + b"\n"
-
-
-class RingHandler(_LineHandler):
-    """Puts log records into our own rings.
-
-    Rings wake followers, and only the thread that runs Trio may do that.  So records
-    of other threads are handed to it and arrive a moment later.  Before Trio runs and
-    after, nobody can be waiting: then they are stored at once, one by one under the
-    lock that the library holds around `emit`.
-    """
-
-    def __init__(self, logs: Logs) -> None:
-        super().__init__()
-        self._logs = logs
-        self._trio: trio.lowlevel.TrioToken | None = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Store one record, or have it stored."""
-        line = self.line(record)
-        if trio.lowlevel.in_trio_run():
-            self._trio = trio.lowlevel.current_trio_token()
-        elif self._trio is not None:
-            with suppress(trio.RunFinishedError):
-                self._trio.run_sync_soon(self._logs.from_ourselves, line)
-                return
-        self._logs.from_ourselves(line)
-
-
-class _StderrHandler(_LineHandler):
-    """Leaves the writing to a thread and never waits for it: a full queue loses lines, and says so.
-
-    The library has `QueueListener` for this, but its `stop` waits for ever when nobody
-    reads standard error, and its target's lock, held by a stuck write, blocks the exit.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: queue.Queue[bytes | None] = queue.Queue(STDERR_LINES)
-        self._dropped = 0
-        self._thread = threading.Thread(target=self._write_lines, name="stderr writer", daemon=True)
-        self._thread.start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        line = self.line(record)
-        if self._dropped:
-            line = b"-- %d lines dropped --\n" % self._dropped + line
-        try:
-            self._lines.put_nowait(line)
-        except queue.Full:
-            self._dropped += 1
-        else:
-            self._dropped = 0
-
-    def stop(self) -> None:
-        """Let the last lines out, for a second at most."""
-        deadline = time.monotonic() + STDERR_GRACE
-        with suppress(queue.Full):
-            self._lines.put(None, timeout=STDERR_GRACE)
-        self._thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _write_lines(self) -> None:
-        while (line := self._lines.get()) is not None:
-            # Not through sys.stderr: a write that is stuck would hold its lock, and the interpreter's exit.
-            with suppress(OSError):
-                os.write(_STDERR, line)
-
-
-@contextmanager
-def setup_logging(level: str, logs: Logs) -> Iterator[None]:
-    """Inside the block, log records go to standard error and to *logs*.
-
-    Others' loggers only get through with warnings.  Leaving takes a second at most,
-    even when nobody reads standard error.
-    """
-    stderr, ring = _StderrHandler(), RingHandler(logs)
-    root = logging.getLogger()
-    root.addHandler(stderr)
-    root.addHandler(ring)
-    set_level(level)
-    try:
-        yield
-    finally:
-        root.removeHandler(ring)
-        root.removeHandler(stderr)
-        stderr.stop()
-
-
-def set_level(level: str) -> None:
-    """Log of our own what is at least *level*: `debug`, `info`, `warn` or `error`."""
-    logging.getLogger("trioswap").setLevel(level.upper())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -11,15 +12,17 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import click
 
-from trioswap.cli.base import config_options, count, log_level_option, main, override, read_config
+from trioswap.cli.base import config_files, config_options, count, log_level_option, main, override, read_config
 from trioswap.errors import CannotListen, LlamaExtraMissing, Misuse
 
 if TYPE_CHECKING:
     from trioswap.config import Config
+
+logger = logging.getLogger(__name__)
 
 _STDOUT: Final = 1
 _STDERR: Final = 2
@@ -31,6 +34,7 @@ _STDERR: Final = 2
 @click.option("--tls-cert-file", metavar="FILE", help="Serve HTTPS with this certificate (PEM, with its chain).")
 @click.option("--tls-key-file", metavar="FILE", help="The certificate's key (PEM, without a passphrase).")
 @log_level_option
+@click.option("--watch-config", is_flag=True, help="Reload the configuration whenever its files have changed.")
 def serve(
     files: Sequence[str],
     directory: str | None,
@@ -39,10 +43,15 @@ def serve(
     tls_cert_file: str | None,
     tls_key_file: str | None,
     log_level: str | None,
+    watch_config: bool,
 ) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; a second one cuts what is being served."""
-    config = override(read_config(files, directory, lenient=lenient), listen=listen, log_level=log_level)
-    run_daemon(with_tls(config, tls_cert_file, tls_key_file), ready_line)
+    named = tuple(map(str, config_files(files, directory)))
+    source = Source(named, directory, lenient, listen, log_level, tls_cert_file, tls_key_file)
+    config = source.read()
+    if watch_config:
+        click.echo("trioswap: this version does not act on --watch-config yet", err=True)
+    run_daemon(config, ready_line)
 
 
 @main.command()
@@ -93,10 +102,11 @@ def run_daemon(config: Config, announcement: Callable[[list[str]], str]) -> None
     import trio
 
     from trioswap import daemon
-    from trioswap.logs import Logs, setup_logging
+    from trioswap.logs import Logs
+    from trioswap.logsetup import setup_logging
 
     logs = Logs()
-    with setup_logging(config.log_level, logs):
+    with setup_logging(config, logs):
         trio.run(partial(daemon.serve, config, logs, task_status=_Ready(announcement)))
 
 
@@ -118,9 +128,61 @@ def with_tls(config: Config, cert_file: str | None, key_file: str | None) -> Con
     return attrs.evolve(config, tls=TlsConfig(Path(cert_file).absolute(), Path(key_file).absolute()))
 
 
+class Source(NamedTuple):
+    """Where a daemon's configuration comes from, now and at each reload."""
+
+    files: tuple[str, ...]
+    """Those that are read each time: the place where one was found is not looked for again."""
+    directory: str | None = None
+    lenient: bool = False
+    listen: str | None = None
+    """This and what follows holds instead of what the files say."""
+    log_level: str | None = None
+    tls_cert_file: str | None = None
+    tls_key_file: str | None = None
+
+    def read(self) -> Config:
+        """The configuration at the start; complaints go to standard error.
+
+        Raises:
+            Misuse: nothing is named, or half of what TLS needs.
+            ConfigError: it has mistakes.
+        """
+        return self._instead(read_config(self.files, self.directory, lenient=self.lenient))
+
+    def reread(self, keep: Config) -> Config:
+        """The configuration that takes the place of *keep*, whose models keep their ports; complaints are logged.
+
+        Reads files: call it in a thread.
+
+        Raises:
+            ConfigError: it has mistakes.
+        """
+        config = read_config(self.files, self.directory, lenient=self.lenient, keep=keep, say=_log)
+        return self._instead(config)
+
+    def paths(self) -> list[Path]:
+        """The files it is read from, as they are now.
+
+        Raises:
+            ConfigError: the directory cannot be read, or has none.
+        """
+        from trioswap.config.loading import find_sources
+
+        return find_sources(config_files(self.files, self.directory), Path(self.directory) if self.directory else None)
+
+    def _instead(self, config: Config) -> Config:
+        config = override(config, listen=self.listen, log_level=self.log_level)
+        return with_tls(config, self.tls_cert_file, self.tls_key_file)
+
+
 def ready_line(urls: list[str]) -> str:
     """The line that says where clients find us."""
     return f"trioswap listens on {' and '.join(urls)}\n"
+
+
+def _log(line: str) -> None:
+    logger.warning("%s", line)
 
 
 class _Ready:
