@@ -72,6 +72,13 @@ def large(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """The daemon killed 50 times each while it loads, streams and stops: what is left of its children, how long."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "kills", "-s", *session.posargs)
+
+
+@nox.session
 def npm(session: nox.Session) -> None:
     """The npm packages of OpenAI and Anthropic against a daemon, through loads and swaps; needs Node."""
     session.install("-e", ".[test]")

@@ -41,14 +41,15 @@ def rss(pid: int) -> int:
 
 
 def servers() -> list[int]:
-    """The children of this process, which are the model servers of the daemon in it."""
+    """The children of this process but its guardian, which are the model servers of the daemon in it."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:
             after_name = (directory / "stat").read_text().rpartition(")")[2].split()
+            is_guardian = b"guard.py" in (directory / "cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(after_name[1]) == os.getpid():
+        if int(after_name[1]) == os.getpid() and not is_guardian:
             found.append(int(directory.name))
     return found
 

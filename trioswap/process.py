@@ -22,6 +22,7 @@ import trio
 from trioswap import proctree
 from trioswap.config import ModelConfig
 from trioswap.errors import StartFailed
+from trioswap.guardian import NOBODY, Watcher
 from trioswap.logs import Logs
 from trioswap.proctree import PortOwner
 from trioswap.remote import Prober
@@ -57,7 +58,7 @@ class Report(Protocol):
         """The server is ready and *value* is the way to it."""
         ...
 
-    def died(self) -> None:
+    def died(self, why: str = "") -> None:
         """The server, once ready, has ended by itself; the sweep of what it leaves comes next."""
         ...
 
@@ -87,13 +88,14 @@ class Supervised(Protocol):
 class ModelProcess:
     """One attempt at running the server of one model."""
 
-    def __init__(self, spec: ModelConfig, marker: str, logs: Logs, prober: Prober) -> None:
+    def __init__(self, spec: ModelConfig, marker: str, logs: Logs, prober: Prober, guardian: Watcher = NOBODY) -> None:
         self.spec = spec
         self.marker = marker
         self.stuck = False
         self.pid: int | None = None
         self._logs = logs
         self._prober = prober
+        self._guardian = guardian
         url = urlsplit(spec.proxy)
         self._host, self._port = url.hostname, url.port or 80
         self._child: trio.Process | None = None
@@ -142,12 +144,14 @@ class ModelProcess:
         await self._child.wait()
         while self._alive(self._child):  # noqa: ASYNC110 - /proc gives no notice
             await trio.sleep(QUARANTINE_POLL)
+        self._guardian.ended(self.marker)
 
     # ---- start ---------------------------------------------------------------------------
 
     async def _spawn(self) -> trio.Process:
         child = self._child = await self._open(self.spec.argv)
         self.pid = child.pid
+        self._guardian.began(child.pid, self.marker, self.spec.stop_argv or (), self.spec.env)
         self._last_word = trio.current_time()
         logger.info("spawned model=%s pid=%d attempt=%s", self.spec.name, child.pid, self.marker)
         return child
@@ -194,7 +198,7 @@ class ModelProcess:
         if failure is None:
             task_status.started(Upstream(self.spec.name, self.spec.proxy, self.spec.timeouts))
             code = await child.wait()
-            task_status.died()
+            task_status.died(f"{_exit_text(code)}{self._last_line()}")
             logger.warning(
                 "model server ended by itself model=%s pid=%d %s", self.spec.name, child.pid, _exit_text(code)
             )
@@ -261,6 +265,7 @@ class ModelProcess:
                 await self._kill_tree(child)
             self.stuck = self._alive(child)
             if not self.stuck:
+                self._guardian.ended(self.marker)
                 with trio.move_on_after(PORT_WAIT):
                     await self._wait_port_free()
         finally:

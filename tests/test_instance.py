@@ -1,0 +1,251 @@
+"""One daemon for a state directory, and what earlier ones have left: real locks, real processes, real daemons."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from children import alive, python, running, wait_gone
+from commands import daemon as command
+from commands import trioswap
+from daemons import eventually, fetch, scripted, write_config
+
+from trioswap import guard, instance, proctree
+from trioswap.errors import Misuse
+from trioswap.instance import FILE, claimed
+
+needs_proc = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists(), reason="there is no /proc")
+
+SLEEPS = python("import signal; print('up'); signal.pause()")
+DEAF = python("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause()")
+A, B = "aaaa0000", "bbbb1111"
+
+
+def written(directory: Path) -> dict[str, object]:
+    return json.loads((directory / FILE).read_text())
+
+
+def write(directory: Path, *instances: object, **changes: object) -> None:
+    """The file as a daemon has left it that was killed."""
+    found = {"pid": 1, "start_time": 2, "instances": instances, **changes}
+    (directory / FILE).write_text(json.dumps(found))
+
+
+def marked(name: str) -> dict[str, str]:
+    return {proctree.MARKER: name}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """No test waits a second for those who are deaf."""
+    monkeypatch.setattr(instance, "GRACE", 0.1)
+
+
+# ---- one daemon ---------------------------------------------------------------------------------
+
+
+async def test_a_second_daemon_is_refused(tmp_path):
+    """With 2, naming the directory and the first one's pid, without a traceback; with its own directory it runs."""
+    state = tmp_path / "state"
+    path = write_config(tmp_path, {"a": scripted()}, state_dir=str(state))
+    async with command("serve", "-c", path) as first:
+        done = await trioswap("serve", "-c", path)
+        assert done.returncode == 2
+        assert f"the state directory {state} is in use by another trioswap (pid {first.process.pid})" in done.stderr
+        assert 'state_dir = "..."' in done.stderr
+        assert "Traceback" not in done.stderr
+        async with command("serve", "-c", write_config(tmp_path, {"a": scripted()})) as second:
+            assert (await fetch(second.port, "GET", "/health")).status == 200
+        assert (await fetch(first.port, "GET", "/health")).status == 200
+        first.process.kill()
+        await first.process.wait()
+        async with command("serve", "-c", path) as third:
+            assert (await fetch(third.port, "GET", "/health")).status == 200
+
+
+def test_the_claim_ends_with_the_block(tmp_path):
+    """And while it lasts nobody else gets one."""
+    with claimed(tmp_path / "new" / "state") as claim:
+        with pytest.raises(Misuse, match=f"pid {os.getpid()}"), claimed(tmp_path / "new" / "state"):
+            pass
+        assert written(tmp_path / "new" / "state")["instances"] == [claim.instance], "the refused one writes nothing"
+    assert oct((tmp_path / "new" / "state" / FILE).stat().st_mode)[-3:] == "600", "or others could lock it too"
+    with claimed(tmp_path / "new" / "state") as again:
+        assert again.instance != claim.instance
+
+
+def test_a_child_does_not_inherit_the_claim(tmp_path):
+    """A model server that outlives the daemon keeps no other from starting."""
+    with claimed(tmp_path):
+        child = subprocess.Popen(SLEEPS, stdout=subprocess.PIPE, close_fds=False)
+    try:
+        assert child.stdout.read(2) == b"up"
+        with claimed(tmp_path):
+            pass
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def test_who_holds_it_is_in_the_file(tmp_path):
+    """Pid and start time, the id that the markers begin with, and those before."""
+    write(tmp_path, A)
+    with claimed(tmp_path) as claim:
+        me = proctree.look(os.getpid())
+        expected = {"pid": me.pid, "start_time": me.start_time, "instances": [A, claim.instance]}
+        assert written(tmp_path) == expected
+    assert written(tmp_path) == expected
+
+
+async def test_a_directory_that_cannot_be_written_is_one_warning(tmp_path, caplog):
+    """The daemon runs without."""
+    (tmp_path / "file").write_text("")
+    with claimed(tmp_path / "file" / "state") as claim:
+        await claim.reap()
+        assert claim.marker(7) == f"{claim.instance}-7"
+    assert len(caplog.records) == 1
+    assert "cannot be claimed" in caplog.text
+
+
+async def test_where_there_are_no_locks_nothing_is_stopped(tmp_path, caplog, monkeypatch):
+    """What the file names may be alive and well."""
+
+    def flock(*_: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(instance.fcntl, "flock", flock)
+    write(tmp_path, A)
+    before = written(tmp_path)
+    with claimed(tmp_path) as claim:
+        assert claim.earlier == ()
+    assert written(tmp_path) == before
+    assert "Operation not supported" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "5", '{"pid": 5}', '{"pid": "x", "start_time": 1, "instances": []}', "\xff\0"]
+)
+def test_a_file_that_makes_no_sense_is_written_anew(tmp_path, caplog, text):
+    """With a warning, for something may be left."""
+    (tmp_path / FILE).write_text(text, encoding="latin-1")
+    with claimed(tmp_path) as claim:
+        assert claim.earlier == ()
+        assert written(tmp_path)["instances"] == [claim.instance]
+    assert "cannot be read" in caplog.text
+
+
+def test_only_real_ids_are_believed(tmp_path):
+    """An empty one would be found in everybody's marker."""
+    write(tmp_path, "", A, "a", 5, None, "AAAA0000", f"{A}-1", [A])
+    with claimed(tmp_path) as claim:
+        assert claim.earlier == (A,)
+
+
+# ---- what is left ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def claim_after(directory: Path, *instances: str) -> AsyncIterator[instance.Claim]:
+    write(directory, *instances)
+    with claimed(directory) as claim:
+        yield claim
+
+
+@needs_proc
+async def test_what_carries_the_marker_of_an_earlier_instance_is_stopped(tmp_path, caplog):
+    """SIGTERM, and SIGKILL to the deaf, a warning for each; then they are forgotten."""
+    async with (
+        running(SLEEPS, until="up", env=marked(f"{A}-1")) as polite,
+        running(DEAF, until="up", env=marked(f"{B}-22")) as deaf,
+        claim_after(tmp_path, A, B) as claim,
+    ):
+        await claim.reap()
+        assert await polite.wait() == -signal.SIGTERM
+        assert await deaf.wait() == -signal.SIGKILL
+        assert written(tmp_path)["instances"] == [claim.instance]
+        name = SLEEPS[0].rpartition("/")[2][:15]
+        said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+        assert sorted(said) == sorted(
+            f"an earlier daemon has left pid={child.pid} {name} attempt={marker}; it was stopped"
+            for child, marker in ((polite, f"{A}-1"), (deaf, f"{B}-22"))
+        )
+
+
+@needs_proc
+async def test_everybody_else_is_left_alone(tmp_path, caplog):
+    """Another instance, the present one, a similar marker, a process with the pid that the file names."""
+    async with trio.open_nursery() as nursery:
+        with claimed(tmp_path / "other") as other:
+            others = [f"{B}-1", A, f"x{A}-1", f"{A}0-1", other.marker(1)]
+            children = [await nursery.start(run_child, marker) for marker in others]
+            write(tmp_path, A, pid=children[0], start_time=proctree.look(children[0]).start_time)
+            with claimed(tmp_path) as claim:
+                children.append(await nursery.start(run_child, claim.marker(1)))
+                await claim.reap()
+        assert all(map(alive, children))
+        assert "left" not in caplog.text
+        nursery.cancel_scope.cancel(reason="seen")
+
+
+async def run_child(marker: str, *, task_status: trio.TaskStatus[int]) -> None:
+    async with running(SLEEPS, until="up", env=marked(marker)) as child:
+        task_status.started(child.pid)
+        await trio.sleep_forever()
+
+
+@needs_proc
+async def test_who_must_never_be_killed_is_not_forgotten(tmp_path, caplog):
+    """It gets SIGTERM, is said to be there, and the next start tries again."""
+    spared = f"{A}-1{guard.SPARED}"
+    async with running(DEAF, until="up", env=marked(spared)) as deaf:
+        async with claim_after(tmp_path, A, B) as claim:
+            await claim.reap()
+            assert alive(deaf.pid)
+            assert f"attempt={spared}; it is still there" in caplog.text
+            assert written(tmp_path)["instances"] == [A, claim.instance]
+            assert claim.marker(1, never_kill=True) == f"{claim.instance}-1{guard.SPARED}"
+        deaf.kill()
+        await deaf.wait()
+        with claimed(tmp_path) as again:
+            assert again.earlier == (A, claim.instance)
+            await again.reap()
+            assert written(tmp_path)["instances"] == [again.instance]
+
+
+@needs_proc
+async def test_a_start_that_is_killed_forgets_nothing(tmp_path):
+    """The file names earlier instances until nothing is left of them, and the present one before it starts anything."""
+    async with running(DEAF, until="up", env=marked(f"{A}-1")) as deaf:
+        async with claim_after(tmp_path, A) as killed:
+            pass  # here it was killed
+        with claimed(tmp_path) as claim:
+            assert claim.earlier == (A, killed.instance)
+            await claim.reap()
+            assert await deaf.wait() == -signal.SIGKILL
+
+
+@needs_proc
+async def test_orphans_are_gone_before_a_model_is_preloaded(tmp_path):
+    """Else the memory, or the port, that they have would fail it."""
+    model = scripted()
+    path = write_config(tmp_path, {"a": model}, state_dir=str(tmp_path), hooks={"on_startup": {"preload": ["a"]}})
+    write(tmp_path, A)
+    async with running(model.table("a")["cmd"], until="ready", env=marked(f"{A}-3")) as orphan:
+        async with command("serve", "-c", path) as served:
+            assert not alive(orphan.pid)
+            await eventually(partial(is_ready, served.port))
+        await wait_gone(orphan.pid)
+
+
+async def is_ready(port: int) -> bool:
+    rows = (await fetch(port, "GET", "/running")).json()["running"]
+    return [row["state"] for row in rows] == ["ready"]

@@ -1,0 +1,232 @@
+"""The guardian: stops what a daemon leaves when it is killed.  A program of its own, run by its path.
+
+    python -I -S .../guard.py INSTANCE
+
+Nobody who has been killed cleans up after itself, so this waits beside the daemon, with a pipe from it
+as standard input.  It hears, line by line, which attempts at running model servers there are:
+
+    began PID START_TIME MARKER STOP    STOP: {"argv": [...], "env": {...}} is to be run at the end, or -
+    ended MARKER
+    forget                              everything heard so far; it is told anew
+    end                                 all is well; nothing is stopped
+
+When the pipe ends without `end`, the daemon is dead, however it died.  Then whoever carries the marker of
+an attempt of INSTANCE in its environment is stopped, and whoever is in the session of an attempt that was
+told.  A number alone proves nothing, for pids are given to others: a session counts only while its
+leader has the start time that was told, or a member carries the marker or was found before.
+
+Only a little of the standard library is imported, so that it is small and there at once.  What it
+reads in /proc is explained in `proctree`.  `instance` uses `Sweep` for what an earlier daemon left.
+"""
+# pathlib and contextlib would cost megabytes, and the stop commands are the configuration's:
+# ruff: noqa: PTH123, PTH208, SIM105, S603
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal
+    from collections.abc import Collection, Iterable
+    from subprocess import Popen
+else:
+    import _signal as signal  # all but the enumerations, which would cost a megabyte
+
+MARKER = b"TRIOSWAP_ATTEMPT="
+# The marker of an attempt ends so when its processes must not get SIGKILL.
+SPARED = "-spared"
+# Seconds from SIGTERM to SIGKILL, for a stop command, and for all of it.
+GRACE = 0.5
+COMMAND_TIME = 10.0
+PATIENCE = 30.0
+# Seconds between looks at /proc, each of which takes some milliseconds.
+PAUSE = 0.05
+
+Identity = tuple[int, int]
+"""Pid and start time: one process, and no other before or after it."""
+Attempts = dict[str, tuple[Identity, str]]
+"""By marker: the leader, and the stop command as it was told."""
+
+
+def main(instance: str) -> None:
+    """Wait for the end of the daemon, then stop what it left."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the stop commands would inherit
+    attempts: Attempts = {}
+    if hear(sys.stdin.buffer, attempts):
+        return
+    sweep = Sweep([instance], attempts)
+    sweep.run(GRACE, PATIENCE, start_commands(attempts))
+    if sweep.found:
+        rest = f", {len(sweep.left)} are still there" if sweep.left else ""
+        say(f"the daemon was killed; processes it left and that were stopped: {len(sweep.found)}{rest}")
+
+
+def hear(lines: Iterable[bytes], attempts: Attempts) -> bool:
+    """Keep *attempts* as the daemon tells; return whether it said `end`."""
+    for line in lines:
+        match line.decode(errors="replace").rstrip("\n").split(" ", 4):
+            case ["began", pid, start_time, marker, stop]:
+                attempts[marker] = (int(pid), int(start_time)), stop
+            case ["ended", marker]:
+                attempts.pop(marker, None)
+            case ["forget"]:
+                attempts.clear()
+            case ["end"]:
+                return True
+    return False
+
+
+def say(text: str) -> None:
+    """To whom the daemon spoke, if anybody listens."""
+    try:
+        os.write(2, f"trioswap: guardian: {text}\n".encode())
+    except OSError:
+        pass
+
+
+class Sweep:
+    """The end of everything that some instances of the daemon have started."""
+
+    def __init__(self, instances: Collection[str], attempts: Attempts) -> None:
+        self.prefixes = tuple(f"{instance}-" for instance in instances)
+        self.attempts = attempts
+        self.found: dict[Identity, tuple[str, str]] = {}
+        """Everybody who was to be stopped: the marker of the attempt, and the program's name."""
+        self.left: set[Identity] = set()
+        """Who was still there at the last look."""
+
+    def run(self, grace: float, patience: float, commands: Collection[Popen[bytes]] = ()) -> None:
+        """SIGTERM; after *grace* seconds SIGKILL, until nobody is seen twice and *commands* have ended.
+
+        Whoever is spared gets SIGTERM alone and is not waited for.  Takes *patience* seconds at most.
+        """
+        begun = time.monotonic()
+        nobody, now = 0, 0.0
+        while (nobody < 2 or any(command.poll() is None for command in commands)) and now < patience:
+            asked = set(self.found)
+            self.left = self.look()
+            to_kill = {process for process in self.left if not self.found[process][0].endswith(SPARED)}
+            for process in self.left:
+                if now >= grace and process in to_kill:
+                    send(process, signal.SIGKILL)
+                elif process not in asked:
+                    send(process, signal.SIGTERM)
+            nobody = 0 if to_kill else nobody + 1
+            if now > COMMAND_TIME:
+                end_commands(commands)
+            time.sleep(PAUSE)  # noqa: TID251 - in a program, or a thread, of its own
+            now = time.monotonic() - begun
+
+    def look(self) -> set[Identity]:
+        """Who is there now; `found` grows by those that are new."""
+        processes = {(pid, stat[2]): stat for pid in pids() if (stat := read_stat(pid)) is not None}
+        alive = {identity for identity, stat in processes.items() if not stat[3]}
+        for identity in alive:
+            marker = marker_of(identity[0])
+            if marker.startswith(self.prefixes):
+                self.found.setdefault(identity, (marker, processes[identity][0]))
+        for marker, (leader, _) in self.attempts.items():
+            members = [identity for identity in alive if processes[identity][1] == leader[0]]
+            # A leader that is dead and not yet reaped holds its number.
+            if leader in processes or any(self.found.get(member, ("",))[0] == marker for member in members):
+                for member in members:
+                    self.found.setdefault(member, (marker, processes[member][0]))
+        return alive & self.found.keys()
+
+
+# ---- stop commands --------------------------------------------------------------------
+
+
+def start_commands(attempts: Attempts) -> list[Popen[bytes]]:
+    """Run the stop commands; a container, for one, is no descendant of its client."""
+    return [command for leader, stop in attempts.values() if stop != "-" and (command := start(leader, stop))]
+
+
+def start(leader: Identity, stop: str) -> Popen[bytes] | None:
+    """Run one stop command; None when it cannot be, or its ${PID} may be somebody else by now."""
+    import json
+    import subprocess
+
+    try:
+        told = json.loads(stop)
+        argv = [part.replace("${PID}", str(leader[0])) for part in told["argv"]]
+        stat = read_stat(leader[0])
+        if argv != told["argv"] and (stat is None or stat[2] != leader[1]):
+            return None
+        quiet = subprocess.DEVNULL
+        env = {**os.environ, **told["env"]}
+        return subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+    except (OSError, ValueError, LookupError) as exc:
+        say(f"a stop command cannot be run: {exc}")
+        return None
+
+
+def end_commands(commands: Iterable[Popen[bytes]]) -> None:
+    """SIGKILL to those that are late, and to what they have started."""
+    for command in commands:
+        if command.poll() is None:
+            os.killpg(command.pid, signal.SIGKILL)
+
+
+# ---- /proc ----------------------------------------------------------------------------
+
+
+def pids() -> list[int]:
+    """Of all processes but this one."""
+    try:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
+    except OSError:
+        return []
+
+
+def read_stat(pid: int) -> tuple[str, int, int, bool] | None:
+    """Name, session, start time, and whether it is dead and not yet reaped (proc_pid_stat(5))."""
+    head, _, tail = read(pid, "stat").rpartition(b")")
+    fields = tail.split()
+    if len(fields) < 20:
+        return None
+    # A main thread that has ended is a zombie too while other threads of its process run on.
+    dead = fields[0] in b"ZX" and int(fields[17]) <= 1
+    return head.partition(b"(")[2].decode(errors="replace"), int(fields[3]), int(fields[19]), dead
+
+
+def marker_of(pid: int) -> str:
+    """The attempt in the environment that the process was started with, or nothing."""
+    marker = (b"\0" + read(pid, "environ")).partition(b"\0" + MARKER)[2].partition(b"\0")[0]
+    return marker.decode(errors="replace")
+
+
+def read(pid: int, name: str) -> bytes:
+    """One file of a process; empty when the process is gone or the file is not for us."""
+    try:
+        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
+            return file.read()
+    except OSError:
+        return b""
+
+
+def send(process: Identity, number: int) -> None:
+    """Signal *process* and nobody who got its pid later, as `proctree.kill` does."""
+    try:
+        descriptor = os.pidfd_open(process[0])
+    except (AttributeError, OSError):
+        descriptor = -1
+    try:
+        stat = read_stat(process[0])
+        if stat is not None and stat[2] == process[1]:
+            if descriptor < 0:
+                os.kill(process[0], number)
+            else:
+                signal.pidfd_send_signal(descriptor, number)
+    except OSError:
+        pass
+    if descriptor >= 0:
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

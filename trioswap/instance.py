@@ -1,0 +1,165 @@
+"""One daemon for a state directory, and nothing left of the daemons that had it before.
+
+The file `lock` in the directory is locked (flock(2)) for as long as the daemon lives, and names it.
+It also names the earlier instances of which something may still run, because they were killed together
+with their guardian: whatever carries the marker of one of those is stopped before anything else starts.
+Where nothing can be written, the daemon runs without, as it does without what it has learned (`state`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import re
+import secrets
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import trio
+
+from trioswap import guard, proctree
+from trioswap.errors import Misuse
+
+logger = logging.getLogger(__name__)
+
+FILE: Final = "lock"
+# Seconds from SIGTERM to SIGKILL, and for all of it, for what an earlier daemon left.
+GRACE: Final = 1.0
+PATIENCE: Final = 10.0
+# Bytes read of the file; it has some hundred.
+_LARGEST: Final = 65536
+# As `claimed` makes them.  An empty one would be found in every marker.
+_ID: Final = re.compile(r"[0-9a-f]{8}")
+
+
+@attrs.frozen
+class Contents:
+    """The file: the daemon that has written it last, and the instances of which something may still run."""
+
+    pid: int = 0
+    start_time: int = 0
+    """Clock ticks since boot; with the pid it says which process that was."""
+    instances: tuple[str, ...] = ()
+
+
+@attrs.define(eq=False)
+class Claim:
+    """This daemon's right to a state directory, while the block of `claimed` runs."""
+
+    instance: str
+    """What the markers of this daemon's attempts begin with; no other daemon has it."""
+    earlier: tuple[str, ...] = ()
+    """The instances before it of which something may still run."""
+    _file: int | None = None
+
+    def marker(self, attempt: int, *, never_kill: bool = False) -> str:
+        """The value of `proctree.MARKER` for an attempt; it says too whether SIGKILL is forbidden."""
+        return f"{self.instance}-{attempt}{guard.SPARED if never_kill else ''}"
+
+    async def reap(self) -> None:
+        """Stop what earlier instances have left, and say so in a line for each process.
+
+        Takes at most `PATIENCE` seconds, and some milliseconds when nothing was left.
+        """
+        if not self.earlier:
+            return
+        sweep = guard.Sweep(self.earlier, {})
+        await trio.to_thread.run_sync(partial(sweep.run, GRACE, PATIENCE))
+        for process, (marker, name) in sweep.found.items():
+            outcome = "is still there" if process in sweep.left else "was stopped"
+            logger.warning("an earlier daemon has left pid=%d %s attempt=%s; it %s", process[0], name, marker, outcome)
+        stay = {sweep.found[process][0].partition("-")[0] for process in sweep.left}
+        self.earlier = tuple(instance for instance in self.earlier if instance in stay)
+        self.write()
+
+    def write(self) -> None:
+        """Write the file anew, if there is one."""
+        if self._file is None:
+            return
+        me = proctree.look(os.getpid())
+        contents = Contents(os.getpid(), me.start_time if me else 0, (*self.earlier, self.instance))
+        data = json.dumps(attrs.asdict(contents)).encode() + b"\n"
+        try:
+            os.pwrite(self._file, data, 0)  # in place: a new file would not be locked
+            os.ftruncate(self._file, len(data))
+        except OSError as exc:
+            logger.warning("after this daemon was killed, the next one would not know of it: %s", exc)
+
+
+@contextmanager
+def claimed(directory: Path) -> Iterator[Claim]:
+    """This daemon's claim to the state *directory*, given up at the end of the block.
+
+    Raises:
+        Misuse: another daemon has it.
+    """
+    instance = secrets.token_hex(4)
+    file = _open(directory)
+    if file is None:
+        yield Claim(instance)
+        return
+    try:
+        if _lock(file, directory):
+            claim = Claim(instance, _read(file).instances, file)
+            claim.write()
+        else:
+            claim = Claim(instance)  # what the file names may be alive and well
+        yield claim
+    finally:
+        os.close(file)
+
+
+def _open(directory: Path) -> int | None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        _complain(exc)
+        return None
+
+
+def _lock(file: int, directory: Path) -> bool:
+    """Whether the file is locked now; False where there are no locks.
+
+    Raises:
+        Misuse: another daemon has it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = _read(file).pid
+        raise Misuse(
+            f"the state directory {directory} is in use by another trioswap{f' (pid {holder})' if holder else ''}; "
+            f'stop that, or give this one a directory of its own with state_dir = "..." in its configuration'
+        ) from None
+    except OSError as exc:  # a file system without locks
+        _complain(exc)
+        return False
+    return True
+
+
+def _complain(exc: OSError) -> None:
+    logger.warning("the state directory cannot be claimed, so another daemon may use it too: %s", exc)
+
+
+def _read(file: int) -> Contents:
+    """What the file says; nothing when it is empty or makes no sense."""
+    text = os.pread(file, _LARGEST, 0)
+    if not text:
+        return Contents()
+    try:
+        found: Any = json.loads(text)
+        return Contents(int(found["pid"]), int(found["start_time"]), _ids(found["instances"]))
+    except (ValueError, LookupError, TypeError) as exc:
+        logger.warning("which daemon was here before cannot be read, so nothing is known of what it left: %s", exc)
+        return Contents()
+
+
+def _ids(found: Sequence[Any]) -> tuple[str, ...]:
+    return tuple(each for each in found if isinstance(each, str) and _ID.fullmatch(each))
