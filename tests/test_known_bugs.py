@@ -453,7 +453,7 @@ async def test_k1_k2_k3_a_client_that_leaves_while_it_is_told_to_wait():
 
 
 async def test_b4_an_idle_daemon_sleeps(mock_clock):
-    """Tickers used the CPU with nothing to do; here an idle daemon wakes up less than once in ten seconds."""
+    """Tickers used the CPU with nothing to do; here an idle daemon looks at itself every 5 s, and does little else."""
     wakes = 0
     with guarded():
         async with trio.open_nursery() as nursery:
@@ -465,7 +465,7 @@ async def test_b4_an_idle_daemon_sleeps(mock_clock):
                 await passes(mock_clock, min(trio.lowlevel.current_statistics().seconds_to_next_deadline, HOUR))
             mock_clock.rate = 1
             signal.raise_signal(signal.SIGTERM)
-    assert wakes < HOUR / 10
+    assert wakes < HOUR / 4
 
 
 async def test_b5_a_long_prefill_passes(mock_clock):

@@ -191,6 +191,7 @@ def test_what_routes_may_be_open():
     assert {route.path for route in ROUTES if route.scope is Scope.OPEN} <= {
         "/",
         "/health",
+        "/health/ready",
         "/wol-health",
         "/favicon.ico",
         "/api/openapi.json",

@@ -1,7 +1,8 @@
 """The one place that wires everything: nurseries, sockets, signals, drain, shutdown.
 
-Lifetimes, from the outside in: the model servers (fleet) outlive the connections, the
-connections outlive the accept loop.  Shutdown goes the other way round:
+Lifetimes, from the outside in: the claim to the state directory and the guardian outlive the
+model servers (fleet), these outlive the connections, and those the accept loop.  Shutdown goes
+the other way round:
 
     signal -> no new connections, no new work, waiting requests are told
            -> requests being served finish, bounded by each model's unload_drain_timeout
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import logging
 import os
-import secrets
 import signal
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -28,6 +28,8 @@ from trioswap.app import App
 from trioswap.config import Config, ModelConfig
 from trioswap.errors import TrioswapError
 from trioswap.fleet import Fleet
+from trioswap.guardian import Guardian, guarded
+from trioswap.instance import Claim, claimed
 from trioswap.listening import listening, open_listeners, urls
 from trioswap.logs import Logs
 from trioswap.memory import Memory, make_memory
@@ -56,10 +58,14 @@ async def serve(
 
     Raises:
         BadCertificate, CannotListen: before anything was started.
+        Misuse: another daemon has the state directory.
     """
     certificates = Certificates(config.tls) if config.tls is not None else None
-    async with listening(config.listen) as listeners:
-        await _serve(config, logs, listeners, certificates, task_status)
+    with claimed(config.state_dir or default_directory(os.environ)) as claim:
+        async with listening(config.listen) as listeners:
+            await claim.reap()
+            async with guarded(claim.instance) as guardian:
+                await _serve(config, logs, listeners, certificates, claim, guardian, task_status)
 
 
 async def _serve(
@@ -67,22 +73,26 @@ async def _serve(
     logs: Logs,
     listeners: Sequence[trio.SocketListener],
     certificates: Certificates | None,
+    claim: Claim,
+    guardian: Guardian,
     task_status: trio.TaskStatus[list[str]],
 ) -> None:
     prober = Prober()
     memory = await trio.to_thread.run_sync(make_memory, config)
-    fleet = Fleet(config, partial(_supervise, secrets.token_hex(4), logs, prober, memory), memory)
+    fleet = Fleet(config, partial(_supervise, claim, guardian, logs, prober, memory), memory)
     directory = config.state_dir or default_directory(os.environ)
     state = State(directory / FILE, config, fleet.costs, memory.budget.footprints if memory else None)
     state.restore()
     tls = certificates.current if certificates is not None else None
     peers = {name: Peer(peer) for name, peer in config.peers.items()}
     routing = Routing(Names(config), fleet, peers)
-    http = HttpServer(App(Services(config, fleet, logs, routing, int(time.time()))), tls=tls)
+    services = Services(config, fleet, logs, routing, int(time.time()))
+    http = HttpServer(App(services), tls=tls)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
-            nursery.start_soon(feed_watchdog)
+            await nursery.start(services.check.run)
+            nursery.start_soon(feed_watchdog, lambda: services.check.is_alive)
             if certificates is not None:
                 nursery.start_soon(certificates.run)
             nursery.start_soon(state.run)
@@ -118,10 +128,18 @@ async def _preload(fleet: Fleet, model: str) -> None:
 
 
 def _supervise(
-    instance: str, logs: Logs, prober: Prober, memory: Memory | None, spec: ModelConfig, attempt: int, holding: Holding
+    claim: Claim,
+    guardian: Guardian,
+    logs: Logs,
+    prober: Prober,
+    memory: Memory | None,
+    spec: ModelConfig,
+    attempt: int,
+    holding: Holding,
 ) -> ModelProcess:
     env = {} if memory is None else memory.environment(holding)
-    return ModelProcess(attrs.evolve(spec, env={**env, **spec.env}), f"{instance}-{attempt}", logs, prober)
+    spec = attrs.evolve(spec, env={**env, **spec.env})
+    return ModelProcess(spec, claim.marker(attempt), logs, prober, guardian)
 
 
 async def _wait_stop_signal(signals: AsyncIterator[int], certificates: Certificates | None = None) -> None:

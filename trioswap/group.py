@@ -17,7 +17,6 @@ request is decided but not yet seen by a swap.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -28,8 +27,8 @@ import trio
 
 from trioswap.config import ModelConfig
 from trioswap.errors import LeaseCut, ModelStuck, StartFailed, TrioswapError
-from trioswap.inflight import InFlight
 from trioswap.journal import Journal
+from trioswap.learning import Costs
 from trioswap.memory import Memory
 from trioswap.messages import (
     Arrived,
@@ -57,7 +56,7 @@ from trioswap.messages import (
 )
 from trioswap.process import Supervised
 from trioswap.residency import Holding
-from trioswap.runs import Answer, Lease, Run, Supervise
+from trioswap.runs import Answer, Desk, Lease, Run, Supervise
 from trioswap.scheduler import Scheduler
 from trioswap.upstream import Upstream
 
@@ -71,26 +70,27 @@ class SwapGroup:
     """A swap domain: limiter, lock, nursery and the scheduler they obey."""
 
     def __init__(
-        self, models: Mapping[str, ModelConfig], core: Scheduler, supervise: Supervise, memory: Memory | None = None
+        self,
+        models: Mapping[str, ModelConfig],
+        core: Scheduler,
+        supervise: Supervise,
+        memory: Memory | None = None,
+        desk: Desk | None = None,
     ) -> None:
         self.models = dict(models)
         self.core = core
         self.limiter = trio.CapacityLimiter(core.residency.capacity(frozenset(models)))
-        self.inflight = InFlight()
         self.journal = Journal()
-        self.listeners: list[Callable[[], None]] = []
-        """Called at the end of each step in which a model may have changed."""
+        self.desk = desk = desk or Desk()
+        self.inflight, self.listeners, self.labels = desk.inflight, desk.listeners, desk.labels
+        self._answers, self._runs, self._gates = desk.answers, desk.runs, desk.gates
         self._supervise = dict.fromkeys(models, supervise)
         self._memory = memory
-        self._tickets = itertools.count(1)
         self._lock = trio.Lock()
-        self._answers: dict[int, Answer] = {}  # for exactly the tickets whose lease() has not returned
-        self.labels: dict[int, str] = {}  # of the same tickets: what others call them
-        self._runs: dict[str, Run] = {}  # for exactly the models whose supervised task has not ended
-        self._gates: dict[int, trio.CancelScope] = {}  # attempt -> who waits until it runs dry
         self._alarm = trio.CancelScope()
         self._closing = False
         self._nursery: trio.Nursery | None = None
+        desk.tell.update(dict.fromkeys(models, self.feed))
 
     def __repr__(self) -> str:
         """What the scheduler and the tracker say."""
@@ -119,7 +119,7 @@ class SwapGroup:
             StartFailed, ModelUnloaded, ModelStuck, ShuttingDown: what the scheduler rejected it with.
             LeaseCut: the model was taken away inside the block.
         """
-        ticket, answer, served = next(self._tickets), Answer(), False
+        ticket, answer, served = next(self.desk.tickets), Answer(model), False
         self._answers[ticket], self.labels[ticket] = answer, label
         with answer.entry.scope:
             try:
@@ -135,7 +135,7 @@ class SwapGroup:
                 del self._answers[ticket], self.labels[ticket]
                 if answer.lease is not None:
                     self.inflight.leave(answer.lease.attempt, ticket)
-                self.feed(Left(ticket, served))
+                self._tell(model, Left(ticket, served))
         if answer.entry.scope.cancelled_caught:
             raise LeaseCut(model, answer.entry.cut_because or "cancelled")
 
@@ -149,20 +149,40 @@ class SwapGroup:
             return None
         return Lease(model, run.attempt, run.upstream, run.holding, run.dead)
 
-    def add(self, spec: ModelConfig, policy: Policy, supervise: Supervise) -> None:
-        """There is one more model, run by *supervise*."""
-        self.core.add(spec.name, policy)
+    def add(self, spec: ModelConfig, policy: Policy, supervise: Supervise, costs: Costs | None = None) -> None:
+        """There is one more model, run by *supervise*; without *costs* to load and to stop it takes no time."""
+        self.core.add(spec.name, policy, costs)
         self.models[spec.name] = spec
         self.limiter.total_tokens += 1
         self._supervise[spec.name] = supervise
+        self.desk.tell[spec.name] = self.feed
+
+    def take(self, name: str, other: SwapGroup) -> None:
+        """Move a model here from *other*, with its server, its token, who waits for it and who is served.
+
+        There is no instant at which it is in both or in none.  Rules and tokens are to be set anew afterwards.
+        """
+        self.core.adopt(*other.core.release(name))
+        self.models[name], self._supervise[name] = other.models.pop(name), other._supervise.pop(name)
+        self.desk.tell[name] = self.feed
+        run = self._runs.get(name)
+        if run is not None and run.token is not None:
+            self.limiter.total_tokens += 1  # it has a right to one here, as it had there
+            self.limiter.acquire_on_behalf_of_nowait(run)
+            run.token.release_on_behalf_of(run)
+            run.token = self.limiter
+
+    def forget(self, name: str) -> None:
+        """There is one less, which has ended, and nobody asks for it."""
+        self.core.remove(name)
+        del self.models[name], self._supervise[name], self.desk.tell[name]
+        self.limiter.total_tokens -= 1
 
     async def remove(self, name: str) -> None:
         """There is one less, once it has ended; nobody asks for it any more."""
         if name in self._runs:
             await self._runs[name].over.wait()
-        self.core.remove(name)
-        del self.models[name], self._supervise[name]
-        self.limiter.total_tokens -= 1
+        self.forget(name)
 
     async def unload(self, models: tuple[str, ...]) -> None:
         """Drain (bounded) and stop *models*; return when their process trees are gone.
@@ -185,17 +205,18 @@ class SwapGroup:
         self._closing = True
         self.feed(ShutdownBegan())
         self._alarm.cancel(reason="shutdown")
-        for run in self._runs.values():
+        for run in self._ours():
             run.quarantine.cancel(reason="shutdown")
 
     def hasten(self, why: str) -> None:
         """Cut what is being served: a second signal has come."""
-        for run in self._runs.values():
+        for run in self._ours():
             self.inflight.cut(run.attempt, why)
 
     def unanswered(self) -> list[int]:
         """Tickets that have been told nothing yet, the oldest first; between two steps each is in a queue."""
-        return [ticket for ticket, answer in self._answers.items() if not answer.given.is_set()]
+        mine = ((ticket, answer) for ticket, answer in self._answers.items() if answer.model in self.models)
+        return [ticket for ticket, answer in mine if not answer.given.is_set()]
 
     def give_up(self, ticket: int, error: TrioswapError) -> None:
         """Answer *ticket*, which waits, with *error*, whatever the scheduler thinks of it."""
@@ -209,7 +230,13 @@ class SwapGroup:
 
     def pids(self) -> list[int]:
         """Of all processes of all model servers."""
-        return [pid for run in self._runs.values() if run.process is not None for pid in run.process.pids()]
+        return [pid for run in self._ours() if run.process is not None for pid in run.process.pids()]
+
+    def dissolve(self) -> None:
+        """There is nothing left to decide; `run` returns when what it began for others is over."""
+        assert not self.models
+        self._closing = True
+        self._alarm.cancel(reason="nothing is left to decide")
 
     def views(self) -> list[ModelView]:
         """Every model as it stands, sorted by name."""
@@ -224,6 +251,13 @@ class SwapGroup:
         self._alarm.deadline = self.core.wake_at
         for listener in self.listeners:
             listener()
+
+    def _tell(self, model: str, event: Event) -> None:
+        """Tell whoever decides about *model* by now."""
+        self.desk.tell.get(model, self.feed)(event)
+
+    def _ours(self) -> list[Run]:
+        return [run for name, run in self._runs.items() if name in self.models]
 
     def _obey(self, command: Command) -> None:
         assert self._nursery is not None, "run() owns the tasks"
@@ -249,7 +283,7 @@ class SwapGroup:
                 self._nursery.start_soon(self._swap, command, runs)
             case Start(model, attempt, holding):
                 run = self._runs[model] = Run(self.models[model], attempt, holding)
-                self._nursery.start_soon(self._supervise_run, run)
+                self._nursery.start_soon(self._supervise_run, run, self._supervise[model])
             case Stop(model, attempt, reason):
                 self._open_gate(attempt)
                 self._runs[model].scope.cancel(reason=reason)
@@ -285,7 +319,7 @@ class SwapGroup:
                     await self._wait_idle(run)
         if self._gates.get(run.attempt) is scope:  # else the gate was opened in the step that woke us
             del self._gates[run.attempt]
-            self.feed(Drained(run.spec.name, run.attempt))
+            self._tell(run.spec.name, Drained(run.spec.name, run.attempt))
 
     async def _wait_idle(self, run: Run) -> None:
         """Return when nothing is in flight on *run*; whoever still reads from a dead one delays nobody."""
@@ -294,24 +328,33 @@ class SwapGroup:
             await self.inflight.wait_idle(run.attempt)
             nursery.cancel_scope.cancel(reason="nothing is in flight")
 
-    async def _supervise_run(self, run: Run) -> None:
+    async def _supervise_run(self, run: Run, supervise: Supervise) -> None:
         """The supervised task of one attempt: token, process, and the news of its end.
 
         A stuck process keeps the token: what it holds in memory is not there for others.
         """
-        process = run.process = self._supervise[run.spec.name](run.spec, run.attempt, run.holding)
+        process = run.process = supervise(run.spec, run.attempt, run.holding)
         failure: StartFailed | None = None
-        async with self.limiter:
+        limiter = self.limiter
+        await limiter.acquire_on_behalf_of(run)
+        run.token = limiter
+        try:
             with run.scope:
                 failure = await self._run_process(process, run)
             if process.stuck:
                 await self._wait_in_quarantine(process, run)
             elif self._memory is not None:
                 await self._memory.wait_returned(run.free, run.used)
+        finally:
+            run.token.release_on_behalf_of(run)
         del self._runs[run.spec.name]
         self._open_gate(run.attempt)
         run.over.set()
-        self.feed(Ended(run.spec.name, run.attempt, failure))
+        for listener in self.desk.ending:
+            listener(run.spec.name)
+        self._tell(run.spec.name, Ended(run.spec.name, run.attempt, failure))
+        for listener in self.desk.ended:
+            listener(run.spec.name)
 
     async def _run_process(self, process: Supervised, run: Run) -> StartFailed | None:
         try:
@@ -333,7 +376,7 @@ class SwapGroup:
         def report(peak: Holding) -> None:
             assert self._memory is not None
             run.used, run.free = peak, self._memory.free()
-            self.feed(Measured(run.spec.name, run.attempt, peak))
+            self._tell(run.spec.name, Measured(run.spec.name, run.attempt, peak))
 
         assert run.process is not None
         if self._memory is not None and run.spec.port_owner == "child":  # of a container we would see the client
@@ -343,7 +386,7 @@ class SwapGroup:
         logger.error("process survived SIGKILL and is quarantined model=%s attempt=%d", run.spec.name, run.attempt)
         run.stuck = True
         run.over.set()
-        self.feed(GotStuck(run.spec.name, run.attempt))
+        self._tell(run.spec.name, GotStuck(run.spec.name, run.attempt))
         with run.quarantine:
             await process.wait_gone()
 
@@ -366,12 +409,12 @@ class _Report:
 
     def started(self, value: Upstream) -> None:
         self.run.upstream = value
-        self.group.feed(BecameReady(self.run.spec.name, self.run.attempt))
+        self.group._tell(self.run.spec.name, BecameReady(self.run.spec.name, self.run.attempt))
         self.nursery.start_soon(self.group._measure, self.run)
 
     def died(self, why: str = "") -> None:
         self.run.dead.set()
-        self.group.feed(Died(self.run.spec.name, self.run.attempt, why))
+        self.group._tell(self.run.spec.name, Died(self.run.spec.name, self.run.attempt, why))
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -7,9 +7,14 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Final
 
 import trio
+
+# Seconds; WatchdogSec is rarely less than ten of these.
+ASK_AGAIN: Final = 0.5
 
 
 def notify(state: str) -> None:
@@ -36,12 +41,15 @@ def watchdog_interval() -> float | None:
         return None
 
 
-async def feed_watchdog() -> None:
-    """Send a sign of life at the asked interval, for ever; return at once when none is asked for.
+async def feed_watchdog(is_alive: Callable[[], bool] = lambda: True) -> None:
+    """Send a sign of life at the asked interval while *is_alive*, for ever; return at once when none is asked for.
 
-    A blocked event loop sends none, and systemd restarts us.
+    A blocked event loop sends none, a daemon that is not well neither, and systemd restarts us.
     """
     interval = watchdog_interval()
     while interval is not None:
-        notify("WATCHDOG=1")
-        await trio.sleep(interval)
+        if is_alive():
+            notify("WATCHDOG=1")
+            await trio.sleep(interval)
+        else:  # ask again soon: who recovers just in time must be heard in time
+            await trio.sleep(min(interval, ASK_AGAIN))

@@ -255,12 +255,14 @@ class _Relay:
         """The answer for who has waited as long as it may, or as it wants to."""
         if self.granted is not None:
             return None
-        waited, manner = trio.current_time() - self.since, self.manner
-        if waited < manner.limit and (self.begun or waited < manner.patience):
+        now, manner = trio.current_time(), self.manner
+        # The very sums of `_next_look`: a difference may be rounded to less, and the next look would be at once.
+        too_long = now >= self.since + manner.limit
+        if not too_long and (self.begun or now < self.since + manner.patience):
             return None
         progress = manner.progress()
         retry_after = max(1, (progress.expected if progress is not None else None) or 1)
-        if waited >= manner.limit:
+        if too_long:
             return QueueTimedOut(manner.model, manner.limit, retry_after)
         return StillLoading(manner.model, {} if progress is None else progress.document(), retry_after)
 

@@ -12,6 +12,7 @@ from trioswap.fleet import Fleet
 from trioswap.logs import Logs
 from trioswap.quotas import Quotas
 from trioswap.routing import Routing
+from trioswap.selfcheck import SelfCheck
 from trioswap.tracker import Tracker
 
 
@@ -28,6 +29,7 @@ class Services:
     keyring: Keyring = attrs.field()
     cors: Cors = attrs.field()
     quotas: Quotas = attrs.field()
+    check: SelfCheck = attrs.field()
     tracker: Tracker = attrs.field(factory=Tracker)
     events: Events = attrs.field(factory=Events)
 
@@ -42,3 +44,7 @@ class Services:
     @quotas.default
     def _make_quotas(self) -> Quotas:
         return Quotas(self.config)
+
+    @check.default
+    def _make_check(self) -> SelfCheck:
+        return SelfCheck(self.fleet)

@@ -47,6 +47,29 @@ class UnknownModel(RequestError):
         self.model = model
 
 
+class ModelRemoved(RequestError):
+    """The model is not in the configuration any more that came while the request waited."""
+
+    status = 404
+    param = "model"
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f'model "{model}" was removed from the configuration while this request waited; '
+            "GET /v1/models lists those that are left"
+        )
+        self.model = model
+
+
+class NothingToReload(RequestError):
+    """The daemon was started with a configuration that is in no file."""
+
+    status = 409
+
+    def __init__(self) -> None:
+        super().__init__("this daemon has no configuration file to read again; restart it instead")
+
+
 class PinnedToNobody(RequestError):
     """The active profile says that nobody answers to the name."""
 
