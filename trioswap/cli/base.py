@@ -73,10 +73,22 @@ url_option = click.option(
 )
 
 
-def read_config(files: Sequence[str], directory: str | None = None, *, lenient: bool = False) -> Config:
+def _complain(line: str) -> None:
+    click.echo(f"trioswap: {line}", err=True)
+
+
+def read_config(
+    files: Sequence[str],
+    directory: str | None = None,
+    *,
+    lenient: bool = False,
+    keep: Config | None = None,
+    say: Callable[[str], None] = _complain,
+) -> Config:
     """The configuration in *files* and in *directory*; without either in the first of `CONFIG_PLACES` that exists.
 
-    Says on standard error what is known and not acted on yet, and, when *lenient*, what is not known.
+    Tells *say* (standard error) what is known and not acted on yet, and, when *lenient*, what is
+    not known.  In the place of *keep*, models keep the ports they have there.
 
     Raises:
         Misuse: there is none.
@@ -87,15 +99,23 @@ def read_config(files: Sequence[str], directory: str | None = None, *, lenient: 
     from trioswap.config.mistakes import Mistakes
 
     unknown = Mistakes() if lenient else None
-    sources = [Path(file) for file in files] or ([] if directory else [_config_place()])
-    config = load_sources(
-        sources, Path(directory) if directory else None, os.environ, partial(translate, unknown=unknown)
-    )
+    reader = partial(translate, unknown=unknown)
+    sources = config_files(files, directory)
+    config = load_sources(sources, Path(directory) if directory else None, os.environ, reader, keep)
     for line in unknown.lines() if unknown is not None else ():
-        click.echo(f"trioswap: warning: {line}", err=True)
+        say(f"warning: {line}")
     if later := config.not_acted_on():
-        click.echo(f"trioswap: this version does not act on {', '.join(later)} yet", err=True)
+        say(f"this version does not act on {', '.join(later)} yet")
     return config
+
+
+def config_files(files: Sequence[str], directory: str | None) -> list[Path]:
+    """The *files*; where nothing is named, *directory* neither, the first of `CONFIG_PLACES` that exists.
+
+    Raises:
+        Misuse: there is none.
+    """
+    return [Path(file) for file in files] or ([] if directory else [_config_place()])
 
 
 def _config_place() -> Path:

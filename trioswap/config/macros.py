@@ -28,7 +28,16 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]+")
 _REFERENCE: Final = re.compile(r"\$\{([A-Za-z0-9_-]+)\}")
 # The text of a comment in a command, as `command.split` knows comments.
 _COMMENT: Final = re.compile(r"^([^\S\n]*#)[^\n]*", re.MULTILINE)
-_COMMANDS: Final = ("cmd", "cmd_stop")
+_COMMANDS: Final = (
+    ("cmd",),
+    ("cmd_stop",),
+    ("hooks", "before_start"),
+    ("hooks", "after_ready"),
+    ("hooks", "before_stop"),
+    ("hooks", "after_stop"),
+)
+# Those that run when there is a process.
+_HAVE_PID: Final = (("cmd_stop",), ("hooks", "after_ready"), ("hooks", "before_stop"))
 # As in YAML; and Python refuses to write numbers of thousands of digits.
 _MOST_BITS: Final = 64
 _LISTED: Final = 12
@@ -88,7 +97,7 @@ class _Expander:
 
     def change(self, path: Path, value: Any, text: str | None) -> tuple[Any, str | None]:
         """The scalar *value* with its macros filled in."""
-        if path[0] == "models" and len(path) == 3 and path[2] in _COMMANDS and isinstance(value, str):
+        if path[0] == "models" and path[2:] in _COMMANDS and isinstance(value, str):
             value = _COMMENT.sub(r"\1", value)
         if not isinstance(value, str) or "${" not in value or _is_definition(path):
             return value, text
@@ -117,10 +126,10 @@ class _Expander:
         except TooLarge as exc:
             self.mistakes.add(path, str(exc))
             return _Value(text, text)
-        in_cmd_stop = path[2:3] == ("cmd_stop",)
-        unknown = [*scope.unknown, *(["PID"] if "${PID}" in value.text and scope.left and not in_cmd_stop else [])]
+        has_pid = any(path[2 : 2 + len(key)] == key for key in _HAVE_PID)
+        unknown = [*scope.unknown, *(["PID"] if "${PID}" in value.text and scope.left and not has_pid else [])]
         if unknown:
-            self.mistakes.add(path, scope.complaint(unknown, in_cmd_stop=in_cmd_stop))
+            self.mistakes.add(path, scope.complaint(unknown, has_pid=has_pid))
         return value
 
     def _scope(self, path: Path) -> _Scope:
@@ -205,12 +214,12 @@ class _Scope:
         value, self.unknown = self._fill(text, len(self.macros), 0)
         return value
 
-    def complaint(self, unknown: list[str], *, in_cmd_stop: bool) -> str:
+    def complaint(self, unknown: list[str], *, has_pid: bool) -> str:
         """The mistake about *unknown* references."""
         wrong = ", ".join(f"${{{name}}}" for name in unknown)
         if not self.left and all(name in RESERVED for name in unknown):
             return f"found {wrong}, allowed is that only within models"
-        known = {*self.macros, *self.left} - (set() if in_cmd_stop else {"PID"})
+        known = {*self.macros, *self.left} - (set() if has_pid else {"PID"})
         return f"found {wrong}, allowed {_choice(known)}{did_you_mean(unknown[0], known)}"
 
     def _fill(self, text: str, before: int, depth: int) -> tuple[_Value, list[str]]:

@@ -21,8 +21,8 @@ from trioswap.config.kinds import Command, Json
 from trioswap.config.mistakes import Mistakes, did_you_mean, found, quoted
 from trioswap.config.parts import CapabilityConfig
 from trioswap.config.raw import RawConfig
-from trioswap.config.raw_model import RawCapabilities, RawCompat, RawFilters, RawModel
-from trioswap.config.schema import STOP_SIGNALS, ModelConfig
+from trioswap.config.raw_model import RawCapabilities, RawCompat, RawFilters, RawModel, RawModelHooks
+from trioswap.config.schema import STOP_SIGNALS, ModelConfig, ModelHooks
 from trioswap.config.traffic import auto_aliases, read_filters, read_timeouts
 
 T = TypeVar("T")
@@ -38,6 +38,8 @@ _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _ENDPOINT: Final = re.compile(r"/[!-~]*")
 # Read for the defaults of the schema; its own three values mean nothing.
 _DEFAULTS: Final = ModelConfig(name="", argv=("",), proxy="")
+# It is known when the command runs, not now.
+_PID_LATER: Final = {"PID": "${PID}"}
 
 
 def given(*values: T | None, default: T) -> T:
@@ -61,7 +63,7 @@ class ModelReader:
     """Whether the model is to be given a port."""
 
     def __attrs_post_init__(self) -> None:
-        self.words = self._words("cmd", self.written.cmd)
+        self.words = self._words(self.written.cmd, "cmd")
         if self.written.cmd is not None and self.written.gguf is not None:
             self._wrong("gguf", text="found gguf beside cmd, allowed is one of them")
         elif self.written.cmd is None and self.written.gguf is None and not self._is_wrong("gguf"):
@@ -96,6 +98,11 @@ class ModelReader:
             ),
             unload_timeout=given(written.unload_timeout, above.unload_timeout, default=_DEFAULTS.unload_timeout),
             stop_signal=self._stop_signal(),
+            never_kill=given(written.never_kill, default=_DEFAULTS.never_kill),
+            hooks=self._hooks(written.hooks or RawModelHooks(), values),
+            hook_timeout=given(written.hook_timeout, default=_DEFAULTS.hook_timeout),
+            liveness=given(written.liveness, above.liveness, default=0.0) or None,  # 0 says never
+            liveness_misses=given(written.liveness_misses, above.liveness_misses, default=_DEFAULTS.liveness_misses),
             backoff=given(written.backoff, above.backoff, default=_DEFAULTS.backoff),
             backoff_max=given(written.backoff_max, above.backoff_max, default=_DEFAULTS.backoff_max),
             max_wait=given(written.max_wait, above.max_wait, default=_DEFAULTS.max_wait),
@@ -124,16 +131,16 @@ class ModelReader:
 
     # ---- the command --------------------------------------------------------------------
 
-    def _words(self, key: str, command: Command | None) -> tuple[str, ...]:
+    def _words(self, command: Command | None, *key: str) -> tuple[str, ...]:
         if command is None:
             return ()
         try:
             words = split(command) if isinstance(command, str) else command
         except UnterminatedQuote as exc:
-            self._wrong(key, text=str(exc))
+            self._wrong(*key, text=str(exc))
             return ()
         if not words or not words[0]:
-            self._wrong(key, text="found an empty command, allowed is a program with its arguments")
+            self._wrong(*key, text="found an empty command, allowed is a program with its arguments")
         return tuple(words)
 
     def _argv(self, values: Mapping[str, str]) -> tuple[str, ...]:
@@ -159,9 +166,19 @@ class ModelReader:
         return written
 
     def _stop_argv(self, values: Mapping[str, str]) -> tuple[str, ...] | None:
-        words = self._words("cmd_stop", self.written.cmd_stop)
-        # ${PID} is known when the command runs, not now.
-        return self._fill(words, {**values, "PID": "${PID}"}, "cmd_stop") or None
+        return self._command(self.written.cmd_stop, {**values, **_PID_LATER}, "cmd_stop")
+
+    def _hooks(self, written: RawModelHooks, values: Mapping[str, str]) -> ModelHooks:
+        with_pid = {**values, **_PID_LATER}
+        return ModelHooks(
+            before_start=self._command(written.before_start, values, "hooks", "before_start"),
+            after_ready=self._command(written.after_ready, with_pid, "hooks", "after_ready"),
+            before_stop=self._command(written.before_stop, with_pid, "hooks", "before_stop"),
+            after_stop=self._command(written.after_stop, values, "hooks", "after_stop"),
+        )
+
+    def _command(self, command: Command | None, values: Mapping[str, str], *key: str) -> tuple[str, ...] | None:
+        return self._fill(self._words(command, *key), values, *key) or None
 
     # ---- the rest -----------------------------------------------------------------------
 
@@ -207,6 +224,8 @@ class ModelReader:
 
     def _stop_signal(self) -> signal.Signals:
         name = given(self.written.stop_signal, default=_DEFAULTS.stop_signal.name)
+        if name == signal.SIGKILL.name and self.written.never_kill:
+            self._wrong("stop_signal", text=found(name, "any other signal beside never_kill"))
         if name in STOP_SIGNALS:
             return signal.Signals[name]
         hint = did_you_mean(name, STOP_SIGNALS)

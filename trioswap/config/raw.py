@@ -276,6 +276,15 @@ class RawConfig:
     unload_timeout: Duration | None = key(
         "How long a server may take to end after the stop signal; then comes SIGKILL.", default="10", unit="s"
     )
+    liveness: Duration | None = key(
+        "The time between two looks whether a server that has nothing to do still answers; one that serves a request is"
+        " not asked, because it may be too busy. 0: nobody looks.",
+        default="0",
+        unit="s",
+    )
+    liveness_misses: Count | None = key(
+        "So many looks in a row must find no answer until a server is stopped as dead.", default="3", unit="looks"
+    )
     backoff: Duration | None = key(
         "How long a model whose start failed is not tried again: requests are answered with 503 at once, and nobody is"
         " put out for it. Twice as long after each more failure in a row; 0: it is always tried.",

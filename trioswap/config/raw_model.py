@@ -91,6 +91,32 @@ class RawCompat:
 
 
 @attrs.frozen
+class RawModelHooks:
+    """A table `[models.NAME.hooks]`: commands around the life of the server."""
+
+    before_start: Command | None = key(
+        "Run before the server is started, each time. When it fails or is late, so has the start. `${PORT}` and"
+        " `${MODEL_ID}` are filled in here and below.",
+        default="none",
+    )
+    after_ready: Command | None = key(
+        "Run once the server is ready; it gets no request before this has ended. When it fails or is late, the server"
+        " is stopped again. `${PID}` is the server's process.",
+        default="none",
+    )
+    before_stop: Command | None = key(
+        "Run before the server is asked to end, but not when it has crashed or hangs, or was never ready. `${PID}` is"
+        " the server's process. A failure is logged and changes nothing.",
+        default="none",
+    )
+    after_stop: Command | None = key(
+        "Run when nothing of the server is left, however that came, also after a start that failed. A failure is"
+        " logged and changes nothing.",
+        default="none",
+    )
+
+
+@attrs.frozen
 class RawModel:
     """A table `[models.NAME]`."""
 
@@ -147,6 +173,28 @@ class RawModel:
         "How long it may take to end after the stop signal; then comes SIGKILL.", default=_AS_ABOVE, unit="s"
     )
     stop_signal: str | None = key("The signal that asks the server to end.", default='"SIGTERM"', choices=STOP_SIGNALS)
+    never_kill: bool | None = key(
+        "Whether its processes are never sent SIGKILL, for hardware that wedges on it. What has not ended after the"
+        " grace is then left to itself, and its memory stays reserved until it has.",
+        default="false",
+    )
+    hooks: RawModelHooks | None = key(
+        "Commands around the life of the server. They have its environment, and what they say is in its log."
+    )
+    hook_timeout: Patience | None = key(
+        "How long each of the `hooks` may take; then it is killed. Not 0.", default="30", unit="s"
+    )
+    liveness: Duration | None = key(
+        "The time between two looks whether the server still answers `check_endpoint` while it has nothing to do;"
+        " 0: nobody looks.",
+        default=_AS_ABOVE,
+        unit="s",
+    )
+    liveness_misses: Count | None = key(
+        "So many looks in a row must find no answer until the server is stopped as dead.",
+        default=_AS_ABOVE,
+        unit="looks",
+    )
     backoff: Duration | None = key(
         "How long it is not tried again after a start that failed.", default=_AS_ABOVE, unit="s"
     )

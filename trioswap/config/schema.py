@@ -38,6 +38,10 @@ START_PORT: Final = 5800
 # llama-swap's healthCheckTimeout default and its unloadTimeout default (core reference 1.7).
 HEALTH_CHECK_TIMEOUT: Final = 120.0
 UNLOAD_TIMEOUT: Final = 10.0
+# What lets a pull of an image or a mount over the network end, and no request wait for a hook that hangs.
+HOOK_TIMEOUT: Final = 30.0
+# As many as Kubernetes' failureThreshold: one late answer proves nothing.
+LIVENESS_MISSES: Final = 3
 # Kubernetes waits 10 s to 5 min between restarts of a container that fails (CrashLoopBackOff); here people wait.
 BACKOFF: Final = 1.0
 BACKOFF_MAX: Final = 60.0
@@ -103,6 +107,17 @@ STRATEGIES: Final = ("pin", "warm", "spillover")
 
 
 @attrs.frozen
+class ModelHooks:
+    """Commands around the life of a model's server, split and filled in; None: there is none."""
+
+    before_start: tuple[str, ...] | None = None
+    after_ready: tuple[str, ...] | None = None
+    """May still contain ${PID}, as `before_stop` may."""
+    before_stop: tuple[str, ...] | None = None
+    after_stop: tuple[str, ...] | None = None
+
+
+@attrs.frozen
 class ModelConfig:
     """One model and the server that runs it."""
 
@@ -130,10 +145,19 @@ class ModelConfig:
     ttl: float | None = None
     """Idle seconds after which the model is unloaded."""
     health_check_timeout: float = HEALTH_CHECK_TIMEOUT
-    """Seconds from spawn within which the server must be ready."""
+    """Seconds from the decision to spawn it within which the server must be ready."""
     unload_timeout: float = UNLOAD_TIMEOUT
     """Grace in seconds between the stop signal and SIGKILL."""
     stop_signal: signal.Signals = signal.SIGTERM
+    never_kill: bool = False
+    """Its processes are never sent SIGKILL: who has not ended after the grace is left to itself, and its memory reserved."""
+    hooks: ModelHooks = attrs.field(factory=ModelHooks)
+    hook_timeout: float = HOOK_TIMEOUT
+    """Seconds that each of them may take."""
+    liveness: float | None = None
+    """Seconds between two looks whether an idle server still answers; None: nobody looks."""
+    liveness_misses: int = LIVENESS_MISSES
+    """So many looks in a row must find no answer until it counts as dead."""
     backoff: float = BACKOFF
     """Seconds for which it is not tried again after a start that failed; twice as many after each more in a row."""
     backoff_max: float = BACKOFF_MAX
