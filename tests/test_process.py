@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,12 +20,18 @@ import attrs
 import pytest
 import trio
 from attempts import Attempt, attempt, is_reaped
-from children import PATIENCE, alive, ask, free_port, model_argv, python
+from children import PATIENCE, alive, ask, free_port, model_argv, python, wait_gone
+from daemons import connect, daemon, eventually, fetch
 from trio.testing import wait_all_tasks_blocked
 
-from trioswap import process, proctree
+from trioswap import guard, output, process, proctree, spawning
+from trioswap.config.schema import ModelHooks
+from trioswap.daemon import _supervise
+from trioswap.guardian import NOBODY
+from trioswap.instance import Claim
 from trioswap.logs import CAPACITY, Logs
 from trioswap.remote import Prober
+from trioswap.residency import NOTHING
 
 pytestmark = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists(), reason="there is no /proc")
 
@@ -194,7 +203,7 @@ async def test_a_failure_quotes_the_end_of_an_endless_line(run):
     why = await fail(run(*python("print('x' * 10**6 + ' end'); raise SystemExit(3)"), check_endpoint="/"))
 
     assert why.endswith('xxx end")')
-    assert len(why) < 2 * process.LAST_LINE
+    assert len(why) < 2 * output.LAST_LINE
 
 
 async def test_a_server_that_is_never_ready_is_given_up(serve):
@@ -703,6 +712,393 @@ async def test_a_cancellation_during_the_sweep_does_not_stop_it(run):
         await child.said("got 15\n")
 
     assert child.nothing_left
+
+
+# ---- still there? -------------------------------------------------------------------------------
+
+
+def deserter(port: int) -> tuple[str, ...]:
+    """A server that answers with its pid; asked for /work, and upon SIGUSR1, it listens no more, and stays.
+
+    In the first case it computes, and answers upon SIGUSR2; asked for /stall, it computes nothing, for ever.
+    """
+    return python(f"""
+import os, signal, socket
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+listener = socket.create_server(('127.0.0.1', {port}))
+pid = str(os.getpid()).encode()
+def answer():
+    stream.sendall(b'HTTP/1.1 200 OK\\r\\nContent-Length: %d\\r\\n\\r\\n%s' % (len(pid), pid))
+    stream.close()
+def stall(*_):
+    listener.close()
+    os.write(1, b'gone\\n')
+    while True: signal.pause()
+signal.signal(signal.SIGUSR1, stall)
+os.write(1, b'up\\n')
+while True:
+    stream, _ = listener.accept()
+    asked = stream.recv(4096)
+    if b'/stall' in asked: stall()
+    if b'/work' in asked:
+        listener.close()
+        while not signal.sigtimedwait([signal.SIGUSR2], 0): pass
+    answer()
+""")
+
+
+async def test_a_server_that_does_not_answer_any_more_is_as_good_as_dead(prober, caplog):
+    """It is reported to have died, stopped, swept, and logged once."""
+    port = free_port()
+    server = attempt(deserter(port), prober, port=port, liveness=0.01, liveness_misses=3, unload_timeout=PATIENCE)
+    async with server.under_way():
+        await server.wait_ready()
+        os.kill(server.process.pid, signal.SIGUSR1)
+        assert await server.wait_over() is None
+
+    how = "did not answer its health check 3 times, last probe: connection refused"
+    assert (server.deaths, server.why) == (1, f'{how} ("gone")')
+    assert [line for line in caplog.messages if "health check" in line] == [
+        f"model server died model=m pid={server.process.pid} {how}"
+    ]
+    assert server.nothing_left
+
+
+@attrs.define(eq=False)
+class Oracle:
+    """A prober that finds the server ready, and then whatever comes next; at the end, it tells."""
+
+    answers: list[str | None]
+    over: trio.Event = attrs.field(factory=trio.Event)
+
+    async def ready(self, url: str) -> str | None:
+        await trio.lowlevel.checkpoint()
+        if not self.answers:
+            self.over.set()
+            await trio.sleep_forever()
+        return self.answers.pop(0)
+
+
+@pytest.fixture
+def asked(run):
+    """Makes an attempt at running a child whose prober is an oracle."""
+
+    def make(*answers: str | None, **changes: object) -> tuple[Attempt, Oracle]:
+        oracle = Oracle([None, *answers])
+        changes = {"check_endpoint": "/health", "port_owner": "any", "liveness": 0.001, "liveness_misses": 3} | changes
+        child = run("sleep", "1000", **changes)
+        child.process._prober = oracle
+        return child, oracle
+
+    return make
+
+
+async def test_only_misses_in_a_row_count(asked):
+    """An answer in between, and all is forgotten."""
+    child, oracle = asked("no", "no", None, "no", "no", None)
+    async with child.under_way():
+        await child.wait_ready()
+        with trio.fail_after(PATIENCE):
+            await oracle.over.wait()
+        assert alive(child.process.pid)
+
+    assert child.deaths == 0
+    assert child.nothing_left
+
+
+async def test_the_last_of_so_many_misses_is_the_end(asked):
+    """Two are not enough, the third is; and it is said what it found."""
+    child, oracle = asked("a", "b", "c", "d")
+    async with child.under_way():
+        await child.wait_over()
+
+    assert (child.deaths, child.why) == (1, "did not answer its health check 3 times, last probe: c")
+    assert oracle.answers == ["d"]
+
+
+async def test_a_server_at_work_is_not_asked(asked):
+    """It may answer one request at a time."""
+    child, oracle = asked("no", "no", "no")
+    looks, enough = [], trio.Event()
+
+    def is_idle() -> bool:
+        looks.append(len(oracle.answers))
+        if len(looks) == 10:
+            enough.set()
+        return False
+
+    child.idle = is_idle
+    async with child.under_way():
+        await child.wait_ready()
+        with trio.fail_after(PATIENCE):
+            await enough.wait()
+        assert oracle.answers == ["no", "no", "no"]
+
+    assert child.deaths == 0
+
+
+async def test_who_was_given_a_request_during_the_probe_is_not_judged(asked):
+    """It was idle when the probe began, but perhaps not when the probe came in."""
+    child, oracle = asked(*10 * ["no"], liveness_misses=1)
+    looks = itertools.cycle([True, False])  # before a probe, and after it
+    child.idle = lambda: next(looks)
+    async with child.under_way():
+        await child.wait_ready()
+        with trio.fail_after(PATIENCE):
+            await oracle.over.wait()
+
+    assert child.deaths == 0
+
+
+@pytest.mark.parametrize("changes", [{"liveness": None}, {"check_endpoint": None}])
+async def test_nobody_asks_unless_told_to(asked, changes):
+    """And where there is nothing to be asked; so the server stays."""
+    child, oracle = asked("no", "no", "no", **changes)
+    async with child.under_way():
+        await child.wait_ready()
+        await wait_all_tasks_blocked(0.05)
+        assert alive(child.process.pid)
+
+    assert oracle.answers[-3:] == ["no", "no", "no"]
+    assert child.deaths == 0
+
+
+async def test_a_server_that_hangs_gets_no_hook_before_its_stop(asked):
+    """The hook would want to talk to it."""
+    hooks = ModelHooks(before_stop=shell("echo before"), after_stop=shell("echo after"))
+    child, _ = asked("no", liveness_misses=1, hooks=hooks, hook_timeout=PATIENCE)
+    async with child.under_way():
+        await child.wait_over()
+
+    assert child.output == "after\n"
+
+
+async def test_a_server_that_ends_while_it_is_watched_has_died_once(asked):
+    """By itself, and that is told."""
+    child, _ = asked()
+    async with child.under_way():
+        await child.wait_ready()
+        os.kill(child.process.pid, signal.SIGKILL)
+        assert await child.wait_over() is None
+
+    assert (child.deaths, child.why) == (1, "was killed by SIGKILL")
+
+
+def hosted(**changes: object) -> tuple[int, dict[str, object]]:
+    """The port of a deserter that a daemon runs, and its table."""
+    port = free_port()
+    table = {"cmd": list(deserter(port)), "proxy": f"http://127.0.0.1:{port}", "unload_timeout": PATIENCE}
+    return port, {**table, "liveness": 0.1, "liveness_misses": 2, "backoff": 0, **changes}
+
+
+async def test_behind_a_daemon_a_stalled_server_is_replaced():
+    """Who waits for its answer is told, and the next request is answered by a fresh one."""
+    _, table = hosted()
+    async with daemon({"a": table}) as served:
+        first = (await fetch(served.port, "GET", "/upstream/a/")).text
+        answer = await fetch(served.port, "GET", "/upstream/a/stall")
+        assert answer.status in (502, 503)
+        second = await fetch(served.port, "GET", "/upstream/a/")
+        assert second.status == 200
+        assert second.text != first
+        assert not alive(int(first))
+
+
+async def test_behind_a_daemon_an_idle_server_that_has_gone_deaf_is_replaced():
+    """Before anybody asks it."""
+    _, table = hosted()
+    async with daemon({"a": table}) as served:
+        first = (await fetch(served.port, "GET", "/upstream/a/")).text
+        os.kill(int(first), signal.SIGUSR1)
+        await wait_gone(int(first))
+        second = await fetch(served.port, "GET", "/upstream/a/")
+        assert second.status == 200
+        assert second.text != first
+
+
+async def test_behind_a_daemon_a_server_at_work_is_left_alone(monkeypatch):
+    """It computes for one request, and listens to nobody else until that is done."""
+    port, table = hosted(liveness=0.05, liveness_misses=20)  # a busy machine may let it compute nothing for a while
+    looks, enough = [], trio.Event()
+
+    def cpu_time(processes: list[proctree.Process]) -> int:
+        looks.append(ticks := count(processes))
+        if len(looks) > 50:
+            enough.set()
+        return ticks
+
+    count = proctree.cpu_time
+    async with daemon({"a": table}) as served, await connect(served.port) as client:
+        pid = (await fetch(served.port, "GET", "/upstream/a/")).text
+        await client.ask("GET", "/upstream/a/work")
+        await eventually(partial(refuses, port))
+        monkeypatch.setattr(proctree, "cpu_time", cpu_time)
+        with trio.fail_after(PATIENCE):
+            await enough.wait()
+        os.kill(int(pid), signal.SIGUSR2)
+        answer = await client.answer()
+
+        assert (answer.status, answer.text) == (200, pid)
+
+
+async def refuses(port: int) -> bool:
+    """Whether nobody listens on *port*."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
+
+
+# ---- never killed -------------------------------------------------------------------------------
+
+
+async def test_who_must_not_be_killed_is_left_to_itself(serve, monkeypatch):
+    """It had its grace, it is reported to be stuck, and when it has ended after all, that is noticed."""
+    monkeypatch.setattr(process, "KILL_WAIT", math.inf)
+    monkeypatch.setattr(process, "QUARANTINE_POLL", 0.01)
+    server = serve("--ignore-sigterm", "--setsid-child", unload_timeout=GRACE, never_kill=True)
+    async with server.under_way():
+        await server.wait_ready()
+        family = server.family
+        before = trio.current_time()
+    assert trio.current_time() - before >= GRACE
+    assert server.process.stuck
+    assert server.family == family
+    assert len(family) == 2
+
+    for member in family:
+        proctree.kill(member, signal.SIGKILL)
+    with trio.fail_after(PATIENCE):
+        await server.process.wait_gone()
+    assert server.nothing_left
+
+
+async def test_who_must_not_be_killed_ends_upon_the_signal(serve):
+    """As everybody else; then nothing is stuck."""
+    server = serve(never_kill=True)
+    async with server.under_way():
+        await server.wait_ready()
+
+    assert not server.process.stuck
+    assert server.nothing_left
+
+
+async def test_the_guardian_knows_who_must_not_be_killed(prober):
+    """By the marker, which the processes carry too."""
+    spec = attempt(("x",), prober, never_kill=True).process.spec
+    make = partial(_supervise, Claim("i"), NOBODY, Logs(), prober, None)
+
+    assert make(spec, 1, NOTHING).marker == f"i-1{guard.SPARED}"
+    assert make(attrs.evolve(spec, never_kill=False), 2, NOTHING).marker == "i-2"
+
+
+async def test_an_end_is_noticed_without_pidfds_too(run, monkeypatch):
+    """Where the kernel has none, or no descriptor is free."""
+
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    child = run(*reporter(signal.SIGTERM))
+    async with child.under_way():
+        await child.said("up\n")
+        os.kill(child.process.pid, signal.SIGKILL)
+        assert await child.wait_over() is None
+    assert (child.deaths, child.nothing_left) == (1, True)
+
+    await stop(run(*reporter(signal.SIGTERM)))
+
+
+# ---- a spawn that hangs ---------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class DeadDisk:
+    """What programs are on; those who load one wait until it answers again."""
+
+    spawned: list[subprocess.Popen[bytes]] = attrs.field(factory=list)
+    _back: threading.Event = attrs.field(factory=threading.Event)
+    _loaded: threading.Event = attrs.field(factory=threading.Event)
+
+    def popen(self, spawn: Callable[..., subprocess.Popen[bytes]], *args: object, **options: object) -> object:
+        assert self._back.wait(PATIENCE)
+        self.spawned.append(spawn(*args, **options))
+        self._loaded.set()
+        return self.spawned[-1]
+
+    async def comes_back(self) -> subprocess.Popen[bytes]:
+        """The process that is spawned then; it must end, and be reaped."""
+        self._back.set()
+        assert await trio.to_thread.run_sync(self._loaded.wait, PATIENCE)
+        with trio.fail_after(PATIENCE):
+            while not is_reaped(self.spawned[0].pid):
+                await trio.lowlevel.checkpoint()
+        return self.spawned[0]
+
+
+@pytest.fixture
+def dead_disk(monkeypatch) -> DeadDisk:
+    disk = DeadDisk()
+    monkeypatch.setattr(subprocess, "Popen", partial(disk.popen, subprocess.Popen))
+    return disk
+
+
+async def test_a_program_that_is_not_loaded_in_time_is_a_failed_start(run, dead_disk):
+    """The error says so, and what comes of it later is ended."""
+    child = run("sleep", "1000", health_check_timeout=GRACE)
+    descriptors = open_descriptors()
+    with at_least(GRACE):
+        why = await fail(child)
+    assert why.startswith("not spawned within 0.2 s (health_check_timeout): it is not loaded in time")
+    assert child.process.pid is None
+
+    late = await dead_disk.comes_back()
+    assert late.returncode in (None, -signal.SIGKILL)
+    with trio.fail_after(PATIENCE):
+        while open_descriptors() > descriptors:
+            await trio.lowlevel.checkpoint()
+    assert child.family == []
+
+
+async def test_what_comes_late_is_not_killed_if_it_must_not_be(run, dead_disk):
+    """It gets the stop signal."""
+    child = run("sleep", "1000", health_check_timeout=GRACE, never_kill=True, stop_signal=signal.SIGINT)
+    await fail(child)
+    late = await dead_disk.comes_back()
+    with trio.fail_after(PATIENCE):
+        while late.returncode is None:
+            await trio.lowlevel.checkpoint()
+
+    assert late.returncode == -signal.SIGINT
+
+
+async def test_a_spawn_that_hangs_holds_no_cancellation_up(run, dead_disk, monkeypatch):
+    """Not longer than a moment."""
+    monkeypatch.setattr(spawning, "HOLD", 0.01)
+    child = run("sleep", "1000", health_check_timeout=10 * PATIENCE)
+    async with child.under_way():
+        await wait_all_tasks_blocked()
+
+    assert child.scope.cancelled_caught
+    assert child.process.pid is None
+    await dead_disk.comes_back()
+    assert child.family == []
+
+
+async def test_spawns_that_hang_take_nobodys_place(run, dead_disk):
+    """Trio has threads for 40 at a time, and everybody needs them."""
+    before = trio.to_thread.current_default_thread_limiter().borrowed_tokens
+    child = run("sleep", "1000", health_check_timeout=GRACE)
+    await fail(child)
+
+    assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == before
+    await dead_disk.comes_back()
+
+
+async def test_a_hook_that_is_not_loaded_in_time_is_late(run, dead_disk):
+    """Its time is its own."""
+    child = run("sleep", "1000", hooks=ModelHooks(before_start=("sleep", "1000")), hook_timeout=GRACE)
+
+    assert await fail(child) == f"hook before_start did not end within {GRACE} s (hook_timeout)"
+    await dead_disk.comes_back()
 
 
 # ---- in the long run ----------------------------------------------------------------------------

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import attrs
 import pytest
@@ -52,6 +53,40 @@ async def test_a_lone_child_is_its_whole_family():
         assert only.name.startswith("python")
         assert "signal.pause" in only.command
         assert only == proctree.look(leader.pid)
+
+
+@contextmanager
+def no_descriptors():
+    """Nobody can open anything while the block runs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))  # noqa: PTH208 - as text
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+    taken = []
+    try:
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(os.devnull, os.O_RDONLY))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in taken:
+            os.close(descriptor)
+
+
+async def test_the_family_is_seen_when_no_descriptor_is_left():
+    """Nobody found would mean that nobody is left, and the family would stay for ever."""
+    port = free_port()
+    async with family("full", model_argv("a", "--setsid-child", port=port), "ready") as leader:
+        for child in [leader.pid, *await children_of(port)]:
+            assert child in pids(proctree.members(leader.pid, "full"))
+        wanted = proctree.members(leader.pid, "full")
+        for _ in range(3):  # and it is kept for the next time
+            with no_descriptors():
+                with pytest.raises(OSError, match="Too many open files"):
+                    os.open(os.devnull, os.O_RDONLY)
+                assert proctree.members(leader.pid, "full") == wanted
+                assert proctree.look(leader.pid) in wanted
+                assert proctree.port_owner(port, "127.0.0.1", wanted) is PortOwner.TREE
 
 
 async def test_a_child_in_the_group_is_a_member_without_the_marker():

@@ -1,53 +1,43 @@
-"""One supervised child: spawn, output, readiness, stop, and the sweep of what it leaves.
+"""One supervised child: its life from the first hook to the last, and the sweep of what it leaves.
 
-Everything about one attempt at running one model server is here; when to start and when
-to stop is for others.  `run` ends in one of three ways: the start failed (a value), the
-server ended by itself, or the task was cancelled.  In each of them the process tree is
-gone afterwards and the port is free, or `stuck` says that SIGKILL did not help.
+Everything about one attempt at running one model server comes together here: `spawning` starts
+it, `output` hears it, `readiness` asks it, `stopping` knows its family, `hooks` runs the commands
+around it.  When to start and when to stop is for others.  `run` ends in one of three ways: the
+start failed (a value), the server ended by itself, or the task was cancelled.  In each of them the
+process tree is gone afterwards and the port is free, or `stuck` says that somebody is left.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import signal
-import subprocess
-from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Final, Protocol
-from urllib.parse import urlsplit
 
 import trio
 
-from trioswap import proctree
+from trioswap import hooks, output, proctree
 from trioswap.config import ModelConfig
+from trioswap.config.schema import ModelHooks
 from trioswap.errors import StartFailed
 from trioswap.guardian import NOBODY, Watcher
+from trioswap.hooks import Commands
 from trioswap.logs import Logs
-from trioswap.proctree import PortOwner
+from trioswap.output import Output, exit_text
+from trioswap.readiness import Health, Port
 from trioswap.remote import Prober
-from trioswap.symptoms import OVERLAP, is_out_of_memory
+from trioswap.spawning import HOLD, Child, SpawnTooLate, spawn
+from trioswap.stopping import Family
 from trioswap.upstream import Upstream, reason
 
 logger = logging.getLogger(__name__)
 
-# A refused probe costs about a millisecond, so the first come quickly; later ones at 2 % of
-# the time since the child last said something, so that a long silent load costs no CPU.
-PROBE_MIN: Final = 0.01
-PROBE_MAX: Final = 0.25
-PROBE_SHARE: Final = 0.02
-# Time for the last words of the dead; a grandchild may hold the pipe for ever.
-OUTPUT_GRACE: Final = 1.0
-# Bytes of its last line that a failed start quotes; a line has no limit of its own.
-LAST_LINE: Final = 300
 # SIGKILL takes effect at once unless the process sleeps in the kernel; freeing 100 GB takes seconds.
 KILL_WAIT: Final = 15.0
 # A container's port proxy outlives its container by a moment.
 PORT_WAIT: Final = 2.0
-# A look at /proc takes milliseconds: at first often, then ever less, a quarter late at most.
-LOOK_FIRST: Final = 0.02
-LOOK_GROWTH: Final = 1.25
-LOOK_MAX: Final = 0.25
+# Time for the last words of the dead.
+OUTPUT_GRACE: Final = output.OUTPUT_GRACE
 QUARANTINE_POLL: Final = 5.0
 
 
@@ -59,15 +49,21 @@ class Report(Protocol):
         ...
 
     def died(self, why: str = "") -> None:
-        """The server, once ready, has ended by itself; the sweep of what it leaves comes next."""
+        """The server, once ready, has ended by itself, or hangs for good; the sweep comes next."""
+        ...
+
+    def is_idle(self) -> bool:
+        """Whether the server, once ready, has nothing to do.  Asked only with `liveness`."""
         ...
 
 
 class Supervised(Protocol):
     """One attempt at running a model server: `ModelProcess`, or a fake that passes the same tests."""
 
+    spec: ModelConfig
+    """Another one may take its place while it runs, that differs in what has not happened yet: how it is stopped."""
     stuck: bool
-    """The process survived SIGKILL; True only after `run` is over."""
+    """Some process survived SIGKILL, or must not get it; True only after `run` is over."""
 
     async def run(self, *, task_status: Report) -> StartFailed | None:
         """Run the server until it ends or the task is cancelled; return why a start failed.
@@ -85,6 +81,22 @@ class Supervised(Protocol):
         ...
 
 
+def load_limit(spec: ModelConfig) -> float:
+    """Seconds within which a server of *spec* is ready, or its start has failed and its end begins."""
+    return spec.health_check_timeout + OUTPUT_GRACE + hooks.limit(spec, "before_start", "after_ready")
+
+
+def stop_limit(spec: ModelConfig) -> float:
+    """Seconds that the end of a server of *spec* takes at most, whenever it begins.
+
+    A spawn that is under way, the grace, SIGKILL, the port, and the last words (twice with
+    `cmd_stop`); what hooks have left is granted the grace and SIGKILL once more.
+    """
+    end = spec.unload_timeout + KILL_WAIT
+    swept = end if spec.hooks != ModelHooks() else 0.0
+    return HOLD + end + PORT_WAIT + 2 * OUTPUT_GRACE + hooks.limit(spec, "before_stop", "after_stop") + swept
+
+
 class ModelProcess:
     """One attempt at running the server of one model."""
 
@@ -92,260 +104,194 @@ class ModelProcess:
         self.spec = spec
         self.marker = marker
         self.stuck = False
-        self.pid: int | None = None
-        self._logs = logs
         self._prober = prober
         self._guardian = guardian
-        url = urlsplit(spec.proxy)
-        self._host, self._port = url.hostname, url.port or 80
-        self._child: trio.Process | None = None
-        self._gone = False  # nobody is left of the tree, and the child's number may be somebody else's
-        self._last_probe = "none was answered"
-        self._last_word = 0.0
-        self._last_bytes = b""
-        self._short_of_memory = False  # its output has complained
-        self._spoke = trio.Event()  # replaced whenever somebody begins to listen
-        self._silent = trio.Event()  # its output has ended
+        self._port = Port.of(spec)
+        self._family = Family(marker)
+        self._output = Output(spec.name, logs)
+        self._commands = Commands(spec, marker, logs)
+        self._is_serving = False  # it was reported to be ready, and has not died since
+        self._computed = 0  # clock ticks of its whole tree, when they were counted last
 
     def __repr__(self) -> str:
         """Name, pid and marker."""
         return f"<ModelProcess {self.spec.name} pid={self.pid} {self.marker}{' stuck' if self.stuck else ''}>"
 
+    @property
+    def pid(self) -> int | None:
+        """Of the server; None until it is spawned."""
+        return None if self._family.leader is None else self._family.leader.pid
+
     async def run(self, *, task_status: Report) -> StartFailed | None:
         """Run the server until it ends or the task is cancelled; return why a start failed.
 
-        Once it is cancelled this takes at most `unload_timeout` for the grace, `KILL_WAIT` for
-        SIGKILL, `PORT_WAIT` for the port and `OUTPUT_GRACE` for the last words (twice with `cmd_stop`).
+        Once it is cancelled this takes `stop_limit` at most.
         """
-        if stranger := self._stranger_on_port():
-            return self._failure(stranger)
-        try:
-            child = await self._spawn()
-        except (OSError, ValueError) as exc:  # ValueError: no system call takes a NUL
-            return self._failure(f"cannot run {self.spec.argv[0]!r}: {reason(exc)}")
-        # Entering a nursery is no checkpoint: from the spawn to the `try` no cancellation can come in between.
         async with trio.open_nursery() as nursery:
-            output = trio.CancelScope(shield=True)  # a server that is being stopped still speaks
-            nursery.start_soon(self._keep_output, child, output)
             try:
-                return await self._serve(child, task_status)
+                return await self._live(nursery, task_status)
             finally:
                 # Shielded, or the cancelled task would leave the tree running; every wait inside has its deadline.
                 with trio.CancelScope(shield=True):
-                    await self._end(child, output)
+                    await self._end()
 
     def pids(self) -> list[int]:
         """Its process tree, as far as it can be seen."""
-        return [] if self._child is None else [process.pid for process in self._family(self._child)]
+        return [process.pid for process in self._family.members()]
 
     async def wait_gone(self) -> None:
         """Return once a stuck process has ended after all.  May wait for ever."""
-        assert self._child is not None
-        await self._child.wait()
-        while self._alive(self._child):  # noqa: ASYNC110 - /proc gives no notice
+        if self._family.leader is not None:
+            await self._family.leader.wait()
+        while self._anybody_left():  # noqa: ASYNC110 - /proc gives no notice
             await trio.sleep(QUARANTINE_POLL)
         self._guardian.ended(self.marker)
 
-    # ---- start ---------------------------------------------------------------------------
+    # ---- from the first hook to the end of the server ------------------------------------
 
-    async def _spawn(self) -> trio.Process:
-        child = self._child = await self._open(self.spec.argv)
-        self.pid = child.pid
-        self._guardian.began(child.pid, self.marker, self.spec.stop_argv or (), self.spec.env)
-        self._last_word = trio.current_time()
-        logger.info("spawned model=%s pid=%d attempt=%s", self.spec.name, child.pid, self.marker)
-        return child
-
-    async def _open(self, argv: Sequence[str]) -> trio.Process:
-        """A new process in a session of its own, with the marker and its output in a pipe.
-
-        Trio spawns in a thread.  A cancellation that comes before the thread runs prevents the spawn;
-        one that comes later is held back until the process is there and returned: it is never lost.
-        The thread waits for the program to be loaded, without bound when its file system hangs.
-
-        Raises:
-            OSError: the program cannot be run.
-            ValueError: an argument or a variable cannot be passed on.
-        """
-        return await trio.lowlevel.open_process(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **self.spec.env, proctree.MARKER: self.marker},
-        )
-
-    async def _keep_output(self, process: trio.Process, scope: trio.CancelScope) -> None:
-        """Read by chunks and never wait for a reader of the logs, or a full pipe would stop the child."""
-        assert process.stdout is not None
-        with scope:
-            try:
-                async for chunk in process.stdout:
-                    self._logs.from_child(self.spec.name, bytes(chunk))
-                    self._short_of_memory = self._short_of_memory or is_out_of_memory(
-                        self._last_bytes[-OVERLAP:] + chunk
-                    )
-                    self._last_bytes = (self._last_bytes + chunk[-LAST_LINE:])[-LAST_LINE:]
-                    self._last_word = trio.current_time()
-                    self._spoke.set()
-            finally:
-                self._silent.set()
-                await process.stdout.aclose()  # closes the pipe even when this task is cancelled, and then says so
-
-    async def _serve(self, child: trio.Process, task_status: Report) -> StartFailed | None:
-        failure = await self._wait_ready(child)
+    async def _live(self, nursery: trio.Nursery, task_status: Report) -> StartFailed | None:
+        if why := await self._commands.hook("before_start") or self._port.stranger(self._family):
+            return self._failure(why)
+        deadline = trio.current_time() + self.spec.health_check_timeout
+        try:
+            await self._spawn(nursery, deadline)
+        except SpawnTooLate as exc:
+            return self._failure(f"not spawned within {self._limit()}: {exc}")
+        except (OSError, ValueError) as exc:  # ValueError: no system call takes a NUL
+            return self._failure(f"cannot run {self.spec.argv[0]!r}: {reason(exc)}")
+        child = self._family.leader
+        assert child is not None
+        health = Health(self.spec.proxy + (self.spec.check_endpoint or ""), self._prober)
+        failure = await self._wait_ready(child, health, deadline)
         if failure is None:
             task_status.started(Upstream(self.spec.name, self.spec.proxy, self.spec.timeouts))
-            code = await child.wait()
-            task_status.died(f"{_exit_text(code)}{self._last_line()}")
-            logger.warning(
-                "model server ended by itself model=%s pid=%d %s", self.spec.name, child.pid, _exit_text(code)
-            )
+            self._is_serving = True
+            await self._serve(child, health, task_status)
         return failure
 
-    async def _wait_ready(self, child: trio.Process) -> StartFailed | None:
-        """Readiness, exit and deadline, raced; the first wins."""
-        stranger: str | None = None
+    async def _spawn(self, nursery: trio.Nursery, deadline: float) -> None:
+        def adopt(child: Child) -> None:
+            self._family.leader = child
+            self._guardian.began(child.pid, self.marker, self.spec.stop_argv or (), self.spec.env)
+            nursery.start_soon(self._output.keep, child)
+            logger.info("spawned model=%s pid=%d attempt=%s", self.spec.name, child.pid, self.marker)
+
+        env = {**self.spec.env, proctree.MARKER: self.marker}
+        last_signal = self.spec.stop_signal if self.spec.never_kill else signal.SIGKILL
+        await spawn(self.spec.argv, env, adopt, deadline=deadline, last_signal=last_signal)
+
+    async def _wait_ready(self, child: Child, health: Health, deadline: float) -> StartFailed | None:
+        """Readiness with its hook, exit and deadline, raced; the first wins."""
+        why: str | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_exit, child, nursery.cancel_scope)
-            with trio.move_on_after(self.spec.health_check_timeout) as late:
-                stranger = await self._probe_until_ready(child)
-            nursery.cancel_scope.cancel(reason="probe finished")
+            with trio.move_on_at(deadline) as late:
+                if self.spec.check_endpoint is not None:
+                    await health.wait_ready(self._output)
+                    why = self._port.stranger(self._family)
+            if not late.cancelled_caught and why is None:
+                why = await self._commands.hook("after_ready", child.pid)
+            nursery.cancel_scope.cancel(reason="ready, or not")
         if child.returncode is not None:
             with trio.move_on_after(OUTPUT_GRACE):
-                await self._silent.wait()
-            return self._failure(f"{_exit_text(child.returncode)} before it was ready{self._last_line()}")
+                await self._output.silent.wait()
+            return self._failure(f"{exit_text(child.returncode)} before it was ready{self._output.last_line}")
         if late.cancelled_caught:
-            limit = f"{self.spec.health_check_timeout:g} s (health_check_timeout)"
-            return self._failure(f"not ready within {limit}, last probe: {self._last_probe}{self._last_line()}")
-        return self._failure(stranger) if stranger else None
+            why = f"not ready within {self._limit()}, last probe: {health.last_answer}{self._output.last_line}"
+        return self._failure(why) if why else None
 
-    async def _probe_until_ready(self, child: trio.Process) -> str | None:
-        """Return once the server answers 200; the text says whose server it is when it is not our child's."""
-        if self.spec.check_endpoint is None:
-            return None
-        url = self.spec.proxy + self.spec.check_endpoint
-        while (answer := await self._prober.ready(url)) is not None:
-            self._last_probe = answer
-            self._spoke = trio.Event()
-            await trio.sleep(PROBE_MIN)
-            silence = trio.current_time() - self._last_word
-            with trio.move_on_after(max(0.0, min(PROBE_MAX, PROBE_SHARE * silence) - PROBE_MIN)):
-                await self._spoke.wait()  # a server that says "ready" is probed at once
-        return self._stranger_on_port(child)
+    async def _serve(self, child: Child, health: Health, task_status: Report) -> None:
+        """Return when the server has died, and that is told."""
+        if self.spec.liveness is None or self.spec.check_endpoint is None:
+            await child.wait()
+        else:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_on_exit, child, nursery.cancel_scope)
+                is_at_work = partial(self._is_at_work, task_status)
+                await health.wait_dead(self.spec.liveness, self.spec.liveness_misses, is_at_work)
+                # In this very step: who is given to the server now, would wait in vain.
+                misses = f"did not answer its health check {self.spec.liveness_misses} times"
+                self._died(f"{misses}, last probe: {health.last_answer}", child, task_status)
+                nursery.cancel_scope.cancel(reason="the server hangs")
+        if self._is_serving:
+            assert child.returncode is not None
+            self._died(exit_text(child.returncode), child, task_status)
 
-    def _stranger_on_port(self, child: trio.Process | None = None) -> str | None:
-        """Who else listens where our server should; None: nobody, our child, or nobody can say.
+    def _is_at_work(self, task_status: Report) -> bool:
+        """Whether the server has requests and has computed since this was asked the last time.
 
-        Before the spawn everybody who listens is a stranger.
+        Who has requests and computes nothing is stalled.  In a container nobody can say, so it counts as at work.
         """
-        if self.spec.port_owner == "any":
-            return None
-        tree = self._family(child) if child else []
-        if proctree.port_owner(self._port, self._host, tree) is not PortOwner.STRANGER:
-            return None
-        owners = ", ".join(f"{p.name} (pid {p.pid})" for p in proctree.who_listens(self._port, self._host))
-        return (
-            f"port {self._port} belongs to {owners or 'another process'}, not to the server of this model; stop that, "
-            f'use ${{PORT}}, or set port_owner = "any" when the server runs in a container'
-        )
+        if task_status.is_idle():
+            return False
+        before, self._computed = self._computed, proctree.cpu_time(self._family.members())
+        return self._computed != before or not self._port.asked
+
+    def _died(self, how: str, child: Child, task_status: Report) -> None:
+        self._is_serving = False
+        task_status.died(f"{how}{self._output.last_line}")
+        logger.warning("model server died model=%s pid=%d %s", self.spec.name, child.pid, how)
 
     # ---- stop ----------------------------------------------------------------------------
 
-    async def _end(self, child: trio.Process, output: trio.CancelScope) -> None:
-        """Stop signal or command, grace, SIGKILL to the whole tree, port free, last words.  Bounded."""
+    async def _end(self) -> None:
+        """Stop what was started, and undo what hooks did.  Bounded."""
+        if self._family.leader is not None:
+            await self._stop(self._family.leader)
+        if self._commands.ran or self.spec.hooks.after_stop is not None:
+            await self._end_hooks()
+        if not self.stuck:
+            self._guardian.ended(self.marker)
+
+    async def _stop(self, child: Child) -> None:
+        """Hook, stop signal or command, grace, SIGKILL to the whole tree, port free, last words."""
         try:
+            if self._is_serving and child.returncode is None:
+                self._warn(await self._commands.hook("before_stop", child.pid))
             deadline = trio.current_time() + self.spec.unload_timeout
-            if self._alive(child):
+            if self._family:
                 await self._ask_to_stop(child, deadline)
                 with trio.move_on_at(deadline):
-                    await self._wait_tree_gone(child)
-            with trio.move_on_after(KILL_WAIT):
-                await self._kill_tree(child)
-            self.stuck = self._alive(child)
+                    await self._family.wait_gone()
+            if not self.spec.never_kill:
+                with trio.move_on_after(KILL_WAIT):
+                    await self._family.kill()
+            self.stuck = self._anybody_left()
             if not self.stuck:
-                self._guardian.ended(self.marker)
                 with trio.move_on_after(PORT_WAIT):
-                    await self._wait_port_free()
+                    await self._port.wait_free(self._family)
         finally:
-            output.deadline = trio.current_time() + OUTPUT_GRACE
+            self._output.scope.deadline = trio.current_time() + OUTPUT_GRACE
 
-    async def _ask_to_stop(self, child: trio.Process, deadline: float) -> None:
+    async def _ask_to_stop(self, child: Child, deadline: float) -> None:
         # Not by command once the child is reaped: ${PID} might name somebody else.
-        by_command = self.spec.stop_argv is not None and child.returncode is None
-        if not (by_command and await self._run_stop_command(child, deadline)):
-            self._signal(child, self.spec.stop_signal)
-
-    async def _run_stop_command(self, child: trio.Process, deadline: float) -> bool:
-        """Run `cmd_stop` to its end or the deadline; True when it ended with 0.
-
-        It carries the marker: what it leaves running is swept with the tree.
-        """
-        assert self.spec.stop_argv is not None
-        try:
-            command = await self._open([part.replace("${PID}", str(child.pid)) for part in self.spec.stop_argv])
-        except (OSError, ValueError) as exc:
-            logger.warning("cmd_stop cannot be run model=%s: %s", self.spec.name, reason(exc))
-            return False
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._keep_output, command, trio.CancelScope())
-            with trio.move_on_at(deadline):
-                await command.wait()
-            nursery.cancel_scope.deadline = trio.current_time() + OUTPUT_GRACE
-            if command.returncode is None:
-                _kill(command)
-                await command.wait()
-        if command.returncode != 0:
-            logger.warning("cmd_stop failed model=%s code=%s", self.spec.name, command.returncode)
-        return command.returncode == 0
-
-    def _signal(self, child: trio.Process, number: signal.Signals) -> None:
-        """Signal the whole tree, each process once: a second SIGTERM makes some servers give up at once.
-
-        What belongs to another user stays untouched, and so will be found to be stuck.
-        """
-        group = child.pid if child.returncode is None else None  # not reaped yet, so the number is still ours
-        if group is not None:
-            with contextlib.suppress(PermissionError):
-                os.killpg(group, number)
-        for process in self._family(child):
-            if group is None or _group_of(process.pid) != group:
-                proctree.kill(process, number)
-
-    def _alive(self, child: trio.Process) -> bool:
-        return child.returncode is None or bool(self._family(child))
-
-    def _family(self, child: trio.Process) -> list[proctree.Process]:
-        """Who is left of the tree; once that is nobody, `proctree.members` must not be asked again."""
-        if self._gone:
-            return []
-        reaped = child.returncode is not None
-        # One look may miss a server that forks and ends just then, as daemons do; a second one finds its child.
-        found = proctree.members(child.pid, self.marker) or proctree.members(child.pid, self.marker)
-        self._gone = reaped and not found
-        return found
-
-    async def _wait_tree_gone(self, child: trio.Process) -> None:
-        await child.wait()
-        for pause in _pauses():
-            if not self._alive(child):
+        if self.spec.stop_argv is not None and child.returncode is None:
+            why = await self._commands.run(self.spec.stop_argv, child.pid, deadline)
+            if why is None:
                 return
-            await trio.sleep(pause)
+            self._warn(f"cmd_stop {why or 'is late'}")
+        self._family.signal(self.spec.stop_signal)
 
-    async def _kill_tree(self, child: trio.Process) -> None:
-        for pause in _pauses():
-            if not self._alive(child):
-                return
-            self._signal(child, signal.SIGKILL)  # again and again: who forks during a look is found by the next one
-            await trio.sleep(pause)
+    async def _end_hooks(self) -> None:
+        """The last hook, and the end of whoever hooks have left; not while the server is still there."""
+        if self.stuck:
+            self._warn("hook after_stop is not run, for the server has not ended")
+            return
+        self._warn(await self._commands.hook("after_stop"))
+        with trio.move_on_after(self.spec.unload_timeout):
+            await self._family.end_strays(self.spec.stop_signal)
+        if not self.spec.never_kill:
+            with trio.move_on_after(KILL_WAIT):
+                await self._family.end_strays(signal.SIGKILL)
+        self.stuck = self._anybody_left()
 
-    async def _wait_port_free(self) -> None:
-        """A stranger will not leave the port for our sake."""
-        for pause in _pauses():
-            if not proctree.listening_inodes(self._port, self._host) or self._stranger_on_port():
-                return
-            await trio.sleep(pause)
+    def _anybody_left(self) -> bool:
+        commands = self._commands
+        return (
+            bool(self._family)
+            or any(child.returncode is None for child in commands.deaf)
+            or (commands.ran and bool(self._family.strays()))
+        )
 
     # ---- words ---------------------------------------------------------------------------
 
@@ -353,44 +299,18 @@ class ModelProcess:
         logger.warning("start failed model=%s: %s", self.spec.name, why)
         # Nobody else kills a server that is loading with SIGKILL: the kernel does when memory is short.
         # Shells and container runtimes say it of theirs in their own exit code.
-        killed = self._child is not None and self._child.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
-        return StartFailed(self.spec.name, why, out_of_memory=killed or self._short_of_memory)
+        child = self._family.leader
+        killed = child is not None and child.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        return StartFailed(self.spec.name, why, out_of_memory=killed or self._output.short_of_memory)
 
-    def _last_line(self) -> str:
-        """Of this attempt; the ring also keeps what earlier ones said."""
-        lines = self._last_bytes.decode(errors="replace").strip().splitlines()
-        return f' ("{lines[-1].strip()}")' if lines else ""
+    def _warn(self, why: str | None) -> None:
+        if why is not None:
+            logger.warning("model=%s: %s", self.spec.name, why)
 
-
-def _pauses() -> Iterator[float]:
-    """Seconds between looks at what gives no notice."""
-    pause = LOOK_FIRST
-    while True:
-        yield pause
-        pause = min(pause * LOOK_GROWTH, LOOK_MAX)
+    def _limit(self) -> str:
+        return f"{self.spec.health_check_timeout:g} s (health_check_timeout)"
 
 
-def _group_of(pid: int) -> int | None:
-    try:
-        return os.getpgid(pid)
-    except OSError:
-        return None
-
-
-async def _cancel_on_exit(child: trio.Process, scope: trio.CancelScope) -> None:
+async def _cancel_on_exit(child: Child, scope: trio.CancelScope) -> None:
     await child.wait()
     scope.cancel(reason="the child ended")
-
-
-def _kill(process: trio.Process) -> None:
-    with contextlib.suppress(PermissionError):
-        process.kill()
-
-
-def _exit_text(code: int) -> str:
-    if code >= 0:
-        return f"exited with {code}"
-    try:
-        return f"was killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"was killed by signal {-code}"

@@ -1,0 +1,100 @@
+"""Runs the commands around a model's server, the hooks and `cmd_stop`: each to its end or its deadline.
+
+When each is due, and what its failure means, is decided in `process`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Sequence
+from typing import Final
+
+import attrs
+import trio
+
+from trioswap.config import ModelConfig
+from trioswap.logs import Logs
+from trioswap.output import OUTPUT_GRACE, Output, exit_text
+from trioswap.proctree import MARKER
+from trioswap.spawning import Child, SpawnTooLate, spawn
+from trioswap.upstream import reason
+
+logger = logging.getLogger(__name__)
+
+# SIGKILL takes effect at once unless the process sleeps in the kernel; then it is left to the sweep.
+KILL_WAIT: Final = 1.0
+
+
+def limit(spec: ModelConfig, *names: str) -> float:
+    """Seconds that the hooks *names* of *spec* may take, with their end when they are late."""
+    there = [name for name in names if getattr(spec.hooks, name) is not None]
+    return len(there) * (spec.hook_timeout + KILL_WAIT + OUTPUT_GRACE)
+
+
+@attrs.define(eq=False)
+class Commands:
+    """Runs the commands of one attempt at running *spec*; its marker is on them, so what they leave is swept, too."""
+
+    spec: ModelConfig
+    marker: str
+    logs: Logs
+    ran: bool = False
+    """A hook was begun."""
+    deaf: list[Child] = attrs.field(factory=list)
+    """Commands that SIGKILL did not end in time; each is a zombie until its `returncode` is asked."""
+
+    async def hook(self, name: str, pid: int | None = None) -> str | None:
+        """Run the hook *name*, if there is one; return why it failed, in a sentence."""
+        argv: tuple[str, ...] | None = getattr(self.spec.hooks, name)
+        if argv is None:
+            return None
+        self.ran = True
+        logger.info("hook begins model=%s hook=%s", self.spec.name, name)
+        limit = self.spec.hook_timeout
+        why = await self.run(argv, pid, trio.current_time() + limit)
+        return f"hook {name} {why or f'did not end within {limit:g} s (hook_timeout)'}" if why is not None else None
+
+    async def run(self, argv: Sequence[str], pid: int | None, deadline: float) -> str | None:
+        """Run *argv*, ${PID} filled in, and kill it at *deadline*.
+
+        Returns:
+            None: it ended with 0; an empty text: it was late; else why it failed, to follow its name.
+        """
+        output = Output(self.spec.name, self.logs)
+        children: list[Child] = []
+        filled = argv if pid is None else [part.replace("${PID}", str(pid)) for part in argv]
+        env = {**self.spec.env, MARKER: self.marker}
+        async with trio.open_nursery() as nursery:
+
+            def adopt(child: Child) -> None:
+                children.append(child)
+                nursery.start_soon(output.keep, child)
+
+            try:
+                await spawn(filled, env, adopt, deadline=deadline)
+                with trio.move_on_at(deadline):
+                    await children[0].wait()
+            except SpawnTooLate:
+                return ""
+            except (OSError, ValueError) as exc:
+                return f"cannot be run ({argv[0]!r}): {reason(exc)}"
+            finally:
+                # Before it is killed: a late one that ends just then was late all the same.
+                code = children[0].returncode if children else None
+                for child in children:
+                    await self._end(child)
+                output.scope.deadline = trio.current_time() + OUTPUT_GRACE
+        if code is None:
+            return ""
+        return f"{exit_text(code)}{output.last_line}" if code else None
+
+    async def _end(self, child: Child) -> None:
+        """Kill its group if it has not ended."""
+        if child.returncode is None:
+            child.signal_group(signal.SIGKILL)
+            # Shielded, or a zombie would be left.
+            with trio.move_on_after(KILL_WAIT, shield=True):
+                await child.wait()
+            if child.returncode is None:
+                self.deaf.append(child)

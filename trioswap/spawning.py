@@ -1,0 +1,209 @@
+"""Starts children in sessions of their own, within a bound, and waits for their end.
+
+What is run, what becomes of its output, and how it is stopped is for others.
+
+Why it is hard: a program is loaded by the system call that the child makes, and when its file system
+is dead that call does not return, nor can anybody end it.  So the spawn happens in a thread, which
+is left to itself when it is late, and this is what follows from it:
+
+- Whoever waits and the thread agree under a lock on whose the process is.  A process that comes
+  when nobody waits any more is ended and reaped by the thread: it is never lost.
+- Such a thread may stay for ever, so it takes no place of those that Trio has for all.
+- `subprocess` uses vfork, which holds the calling thread until the program is loaded, and before
+  Python 3.11.4 all threads (CPython issue 104372).  There it is told to fork, which takes some
+  milliseconds more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import attrs
+import trio
+
+from trioswap import proctree
+
+logger = logging.getLogger(__name__)
+
+if sys.version_info < (3, 11, 4):
+    vars(subprocess)["_USE_VFORK"] = False  # as its documentation says; typeshed calls it final
+
+# Seconds for which a cancellation waits for a spawn that is under way: mostly the process is there at once.
+HOLD: Final = 5.0
+# Seconds between two looks of a thread whether what came too late has ended: at first, doubled each time, and at most.
+LOOK_FIRST: Final = 0.05
+LOOK_MAX: Final = 5.0
+
+
+class SpawnTooLate(Exception):
+    """The program was not loaded in time."""
+
+    def __str__(self) -> str:
+        """What may be the matter."""
+        return "it is not loaded in time, does the file system that it is on answer?"
+
+
+@attrs.define(eq=False)
+class Child:
+    """A process that we started."""
+
+    _popen: subprocess.Popen[bytes]
+    stdout: trio.lowlevel.FdStream
+    """What it writes to its standard output and error; whoever reads it closes it."""
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is somebody else's as soon as `returncode` is not None."""
+        return self._popen.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code, or minus the signal that ended it; None while it lives."""
+        return self._popen.poll()
+
+    async def wait(self) -> int:
+        """Return `returncode` once it has ended.  May wait for ever."""
+        await trio.lowlevel.checkpoint()
+        while (code := self._popen.poll()) is None:
+            await _wait_ended(self.pid)
+        return code
+
+    def signal_group(self, number: int) -> None:
+        """Signal its process group, unless it has been reaped, or the group is not ours to signal."""
+        if self.returncode is None:
+            with contextlib.suppress(PermissionError):
+                os.killpg(self.pid, number)
+
+
+async def _wait_ended(pid: int) -> None:
+    """Return when our child *pid*, which is not reaped, has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # another system, a kernel before 5.3, or no descriptor free
+        look = partial(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with contextlib.suppress(ChildProcessError):  # somebody has asked for its `returncode` meanwhile
+            await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+        return
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+async def spawn(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    adopt: Callable[[Child], None],
+    *,
+    deadline: float,
+    last_signal: signal.Signals = signal.SIGKILL,
+) -> None:
+    """Start *argv* in a session of its own, with *env* besides our environment, no input, and its output in a pipe.
+
+    The process, once there, is handed to *adopt*, also when a cancellation comes meanwhile: that is
+    held back, for `HOLD` seconds at most.  A process that comes later still, or after *deadline*
+    (Trio's time), gets *last_signal* and is reaped without being handed to anybody.
+
+    Raises:
+        SpawnTooLate: the program was not loaded by then.
+        OSError: it cannot be run.
+        ValueError: an argument or a variable cannot be passed on.
+    """
+    await trio.lowlevel.checkpoint_if_cancelled()
+    handover = _Handover(argv, {**os.environ, **env}, last_signal, trio.lowlevel.current_trio_token())
+    try:
+        with trio.move_on_at(deadline):
+            await trio.to_thread.run_sync(handover.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+    finally:
+        # Shielded, or each cancelled start would end in the thread, unseen; it has its deadline.
+        with trio.CancelScope(deadline=min(deadline, trio.current_time() + HOLD), shield=True):
+            await handover.settled.wait()
+        child = handover.take()
+        if child is not None:
+            adopt(child)
+    if child is None:
+        raise SpawnTooLate
+
+
+@attrs.define(eq=False)
+class _Handover:
+    """A spawn in a thread, and the agreement who owns what comes of it."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str]
+    last_signal: signal.Signals
+    token: trio.lowlevel.TrioToken
+    settled: trio.Event = attrs.field(factory=trio.Event)
+    """The thread is over, or about to be."""
+    _lock: threading.Lock = attrs.field(factory=threading.Lock)
+    _spawned: tuple[subprocess.Popen[bytes], int] | None = None
+    """The process and our end of its output, until somebody takes them."""
+    _given_up: bool = False
+
+    def take(self) -> Child | None:
+        """What has come; None: nothing, and what comes later is the thread's."""
+        with self._lock:
+            self._given_up = self._spawned is None
+            if self._spawned is None:
+                return None
+            popen, output = self._spawned
+            return Child(popen, trio.lowlevel.FdStream(output))
+
+    def run(self) -> None:
+        """Spawn.  In the thread.
+
+        Raises:
+            OSError, ValueError: nothing can be spawned.
+        """
+        try:
+            output, theirs = os.pipe()
+            try:
+                popen = self._open(theirs)
+            except BaseException:
+                os.close(output)
+                raise
+            finally:
+                os.close(theirs)
+            with self._lock:
+                if not self._given_up:
+                    self._spawned = popen, output
+                    return
+            self._end(popen, output)
+        finally:
+            with contextlib.suppress(trio.RunFinishedError):
+                self.token.run_sync_soon(self.settled.set)
+
+    def _open(self, output: int) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - the command is the configuration's
+            self.argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=self.env,
+        )
+
+    def _end(self, popen: subprocess.Popen[bytes], output: int) -> None:
+        """End what nobody waits for any more, and whom it has started; waits for that as long as it takes."""
+        os.close(output)
+        logger.warning("a process came too late and is ended pid=%d %s", popen.pid, self.argv[0])
+        with contextlib.suppress(OSError):
+            os.killpg(popen.pid, self.last_signal)
+        popen.wait()
+        marker, asked, pause = self.env.get(proctree.MARKER), set[proctree.Process](), LOOK_FIRST
+        # By the marker alone: the number is not its own any more.
+        while marker is not None and (left := proctree.members(-1, marker)):
+            for process in set(left) - asked:
+                proctree.kill(process, self.last_signal)
+                asked.add(process)
+            threading.Event().wait(pause)
+            pause = min(2 * pause, LOOK_MAX)
