@@ -32,7 +32,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Everything but races and large walks: real children, real sockets, the real engine, real clients."""
     session.install("-e", ".[llama,nvidia,simulate,test]")
-    long = ("fuzz", "kills", "large", "races", "schema", "walks")
+    long = ("fuzz", "kills", "large", "races", "reloads", "schema", "walks")
     session.run("pytest", "-m", " and ".join(f"not {marker}" for marker in long), *session.posargs)
 
 
@@ -76,6 +76,20 @@ def kills(session: nox.Session) -> None:
     """The daemon killed 50 times each while it loads, streams and stops: what is left of its children, how long."""
     session.install("-e", ".[test]")
     session.run("pytest", "-m", "kills", "-s", *session.posargs)
+
+
+@nox.session
+def reloads(session: nox.Session) -> None:
+    """200 reloads under 16 streams of unchanged models: no stream may break, no process may change."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-m", "reloads", "-s", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """A real daemon and real servers while everything goes wrong, watched from outside; -- --minutes N --seed N."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/chaos.py", *session.posargs)
 
 
 @nox.session

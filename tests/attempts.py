@@ -33,6 +33,10 @@ class Trial:
     """What was reported, each time it was."""
     deaths: int = 0
     """How often it was reported to have ended by itself."""
+    why: str = ""
+    """What was said of it then."""
+    idle: Callable[[], bool] = lambda: True
+    """Whether the server has nothing to do."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     result: StartFailed | None = None
     _settled: trio.Event = attrs.field(factory=trio.Event)
@@ -45,6 +49,10 @@ class Trial:
 
     def died(self, why: str = "") -> None:
         self.deaths += 1
+        self.why = why
+
+    def is_idle(self) -> bool:
+        return self.idle()
 
     async def run(self) -> StartFailed | None:
         """Run the process to its end, or until the scope is cancelled."""

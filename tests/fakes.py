@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 import attrs
 import trio
 
+from trioswap.arrangement import policy_of, residency_of
 from trioswap.config import Config, GroupConfig, MemoryConfig, ModelConfig
 from trioswap.devices import RAM, Device
 from trioswap.errors import StartFailed, UpstreamFailed
-from trioswap.fleet import policy_of, residency_of
 from trioswap.group import SwapGroup
 from trioswap.memory import Memory
 from trioswap.process import Report

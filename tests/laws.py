@@ -16,6 +16,7 @@ from trioswap.errors import (
     MemoryLent,
     MemoryTaken,
     ModelCrashed,
+    ModelRemoved,
     ModelStuck,
     ModelUnloaded,
     ShuttingDown,
@@ -32,6 +33,7 @@ from trioswap.messages import (
     Left,
     OpenGate,
     Reject,
+    RetireAsked,
     ShutdownBegan,
     Stop,
     UnloadAsked,
@@ -68,12 +70,14 @@ class Told:
         failed = isinstance(event, Ended) and event.failure is not None and not world.runs[event.model].stopping
         self.failed = event.model if failed else None
         self.waited = [t for t, m in world.waiting.items() if m == self.failed]
+        self.before, self.attempts = dict(world.waiting), {run.attempt for run in world.runs.values()}
         self.had = world.runs[self.failed].holding if self.failed else {}
 
     def check(self, commands: Sequence[Command], gates: Mapping[tuple[str, int], str]) -> None:
         """To be called when *commands* are carried out; *gates* is as it was before."""
         self._failed_start(commands)
         self._unloaded()
+        self._retired()
         self._gates_stay_closed(commands, gates)
         self._who_left()
 
@@ -103,6 +107,20 @@ class Told:
             run = world.runs.get(name)
             ends = run is None or run.stopping or world.gates.get((name, run.attempt)) == ""
             law(ends, "an unloaded model ends, now or when it has run dry")
+
+    def _retired(self) -> None:
+        world = self.world
+        if not isinstance(self.event, RetireAsked):
+            return
+        removed, replaced = self.event.removed, self.event.replaced
+        for name in (*removed, *replaced):
+            run = world.runs.get(name)
+            fresh = run is None or run.attempt not in self.attempts
+            ends = fresh or run.stopping or world.gates.get((name, run.attempt)) == ""
+            law(ends, "a model that was replaced or removed ends, now or when it has run dry")
+        kept = {t for t, name in self.before.items() if name not in removed}
+        law(kept <= world.waiting.keys() | world.serving.keys(), "who waits for what is replaced goes on waiting")
+        law(not {*removed} & {*world.waiting.values()}, "who waits for a removed model is told at once (I5)")
 
     def _gates_stay_closed(self, commands: Sequence[Command], gates: Mapping[tuple[str, int], str]) -> None:
         """Else two that are in the way could take turns in being reopened."""
@@ -159,6 +177,9 @@ def on_reject(world: World, ticket: int, error: TrioswapError, event: Event) -> 
             true = died and _may_be_refused(world, name, error)
         case ModelUnloaded():
             true = isinstance(event, UnloadAsked) and name in event.models
+        case ModelRemoved():
+            asked = isinstance(event, RetireAsked) and name in event.removed
+            true = asked or (isinstance(event, Arrived) and world.core.models[name].removed)
         case ShuttingDown():
             true = world.closing
         case DoesNotFit() | ModelStuck() | MemoryLent() | MemoryTaken():
@@ -225,7 +246,7 @@ def _could_have(world: World, name: str, stays: Mapping[str, Holding]) -> bool:
 def on_stop(world: World, name: str, event: Event) -> None:
     """A process is told to end, not for others."""
     model = world.core.models[name]
-    asked = isinstance(event, UnloadAsked | ShutdownBegan) or model.retiring
+    asked = isinstance(event, UnloadAsked | RetireAsked | ShutdownBegan) or model.retiring
     law(model.policy.yields or asked, "who does not yield is only unloaded")
 
 

@@ -28,6 +28,7 @@ from trioswap.config.parts import (
     TlsConfig,
     UiConfig,
 )
+from trioswap.config.schema import ModelHooks
 
 MODEL = ModelConfig("a", argv=("x", "--port", "5800"), proxy="http://127.0.0.1:5800", port=5800)
 BASE = Config(models={"a": MODEL})
@@ -189,12 +190,12 @@ def test_what_waits_for_the_next_start(field):
 
 @pytest.mark.parametrize("field", [field.name for field in attrs.fields(MemoryConfig)])
 def test_memory(field):
-    """Sizes and habits change at once; with other devices all that is reserved must begin anew."""
+    """Sizes and habits change at once; with other devices all that is reserved would have to begin anew."""
     values = {"headroom": 1, "yield_to_others": True, "learn": False, "devices": {"ram": None}}
     new = attrs.evolve(BASE, memory=attrs.evolve(MemoryConfig(), **{field: values[field]}))
 
-    restarted = {"a": ("memory.devices",)} if field == "devices" else {}
-    assert compare(BASE, new) == Changes(settings=(f"memory.{field}",), restarted=restarted)
+    key = f"memory.{field}"
+    assert compare(BASE, new) == (Changes(later=(key,)) if field == "devices" else Changes(settings=(key,)))
 
 
 # ---- models ---------------------------------------------------------------------------------
@@ -263,12 +264,23 @@ def test_what_means_nothing(text):
 
 
 def test_counting_memory_begins_or_ends():
-    """What runs has nothing reserved for it, so all of it must be stopped."""
+    """Nothing is reserved for what runs, or all of it is, so this waits for a start."""
     groups = (GroupConfig("g", ("a",)),)
     without, counted = attrs.evolve(BASE, memory=None, groups=groups), attrs.evolve(BASE, groups=groups)
 
     for old, new in ((without, counted), (counted, without)):
-        assert compare(old, new) == Changes(restarted={"a": ("[memory]",)}, settings=("memory",))
+        assert compare(old, new) == Changes(later=("memory",))
+        assert effective(old, new) == old
+        assert compare(effective(old, new), new) == Changes(later=("memory",))
+
+
+def test_what_counts_on_memory_alone_is_kept_apart_until_it_is_counted():
+    """Without it such models would be in nobody's way."""
+    old = attrs.evolve(BASE, memory=None, groups=(GroupConfig("g", ("a",)),))
+    counting = attrs.evolve(BASE, models={"a": MODEL, "b": attrs.evolve(MODEL, name="b")})
+
+    [group] = effective(old, counting).groups
+    assert (group.members, group.swap, effective(old, counting).memory) == (("a", "b"), True, None)
 
 
 def test_another_size_of_the_same_device():

@@ -28,6 +28,8 @@ OURS = {
     "queueTimeout", "maxQueue", "maxUpload", "heartbeat", "trustedProxies", "keys", "tls", "cors",
     "backoff", "backoffMax", "models.*.backoff", "models.*.backoffMax",
     "logDir", "logFileSize", "logFiles",
+    "liveness", "livenessMisses", "models.*.liveness", "models.*.livenessMisses", "models.*.neverKill",
+    "models.*.hooks", "models.*.hookTimeout",
 }  # fmt: skip
 """Keys that llama-swap does not have, or not there; with them goes all that is within."""
 ROUTING = {

@@ -180,13 +180,19 @@ async def test_lemonade_1603_1604_llamastash_56_one_load_for_all(tmp_path):
 
 
 def test_lemonade_2414_2488_one_lock_taken_in_one_place():
-    """A mutex was taken again by who had it; here a domain has one, and one function takes it."""
+    """A mutex was taken again by who had it; here a domain has one, and one function takes it.
+
+    Those of `threading` are held by small blocks that call nothing of ours, and await nothing.
+    """
     trees = [ast.parse(file.read_text()) for file in sorted(Path(trioswap.__file__).parent.rglob("*.py"))]
     nodes = [node for tree in trees for node in ast.walk(tree)]
     made = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
     held = [ast.unparse(item.context_expr) for node in nodes if isinstance(node, ast.AsyncWith) for item in node.items]
 
-    assert [name for name in made if name.endswith(("Lock", "Semaphore", "Condition"))] == ["trio.Lock"]
+    assert sorted(name for name in made if name.endswith(("Lock", "Semaphore", "Condition"))) == [
+        "threading.Lock",
+        "trio.Lock",
+    ]
     assert [name for name in held if name.endswith("._lock")] == ["self._lock"]
 
 

@@ -12,11 +12,11 @@ from fakes import Script, make_group
 from trio.testing import wait_all_tasks_blocked
 
 from trioswap import lent
+from trioswap.arrangement import residency_of
 from trioswap.config import loads
 from trioswap.config.schema import MAX_WAIT, UNLOAD_DRAIN_TIMEOUT
 from trioswap.devices import RAM
 from trioswap.errors import DoesNotFit, LeaseCut, MemoryLent, ShuttingDown
-from trioswap.fleet import residency_of
 from trioswap.footprints import Footprints, Wish
 from trioswap.group import SwapGroup
 from trioswap.lifecycle import State

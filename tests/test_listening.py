@@ -169,12 +169,14 @@ async def test_a_killed_daemon_does_not_hold_up_the_next(tmp_path):
     """It leaves its socket file, which the next one replaces; a third is told that the second lives."""
     path = tmp_path / "socket"
     command = ("serve", "-c", write_config(tmp_path, {"a": scripted()}), "--listen", f"unix:{path}")
+    (tmp_path / "other").mkdir()
+    other = write_config(tmp_path / "other", {"a": scripted()})  # with a state directory of its own
     async with daemon(*command) as killed:
         killed.process.kill()
         await killed.process.wait()
     assert path.exists()
     async with daemon(*command):
-        third = await trioswap(*command)
+        third = await trioswap("serve", "-c", other, "--listen", f"unix:{path}")
         assert third.returncode == 1
         assert f"cannot listen on unix:{path}: Address already in use" in third.stderr
         async with client_of(path) as client:

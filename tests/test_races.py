@@ -401,13 +401,11 @@ def token_is_given_back_early(monkeypatch) -> None:
     original = SwapGroup._run_process
 
     async def run_process(self, process, run):
-        task = trio.lowlevel.current_task()
-
         async def give_back() -> None:
             try:
                 await trio.sleep_forever()
             finally:
-                self.limiter.release_on_behalf_of(task)
+                self.limiter.release_on_behalf_of(run)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(give_back)
@@ -417,7 +415,7 @@ def token_is_given_back_early(monkeypatch) -> None:
                 nursery.cancel_scope.cancel(reason="it has ended")
                 with trio.CancelScope(shield=True):
                     await trio.lowlevel.checkpoint()
-                self.limiter.acquire_on_behalf_of_nowait(task)
+                self.limiter.acquire_on_behalf_of_nowait(run)
 
     monkeypatch.setattr(SwapGroup, "_run_process", run_process)
 

@@ -11,7 +11,16 @@ import math
 import pytest
 
 from trioswap.config import GroupConfig
-from trioswap.errors import DoesNotFit, MemoryLent, ModelCrashed, ModelStuck, ModelUnloaded, ShuttingDown, StartFailed
+from trioswap.errors import (
+    DoesNotFit,
+    MemoryLent,
+    ModelCrashed,
+    ModelRemoved,
+    ModelStuck,
+    ModelUnloaded,
+    ShuttingDown,
+    StartFailed,
+)
 from trioswap.footprints import Footprints, Wish
 from trioswap.learning import Average, Costs
 from trioswap.lifecycle import State
@@ -31,6 +40,7 @@ from trioswap.messages import (
     OpenGate,
     Policy,
     Reject,
+    RetireAsked,
     Rules,
     ShutdownBegan,
     Squeezed,
@@ -461,6 +471,57 @@ def test_unload_tells_the_waiters_and_lets_the_served_finish():
     assert (close.model, close.unload) == ("a", True)
     assert isinstance(reject.error, ModelUnloaded)
     assert types(play.say(Left(1), 3)) == [Stop]
+
+
+def test_a_reload_replaces_a_server_and_keeps_its_waiters():
+    """What is served may finish, nobody new is granted, and then the next server starts for those who wait."""
+    play = Play()
+    play.bring_up("a")
+    [close] = play.say(RetireAsked(("a",)), 2)
+    assert (close.model, close.unload) == ("a", True)
+    assert play.ask("a", 3) == []
+    assert play.say(RetireAsked(("a",)), 4) == []  # it has its time once, however many reloads come
+    assert types(play.say(Left(1), 5)) == [Stop]
+    assert types(play.say(Ended("a", 1), 6)) == [Start]
+
+
+def test_a_reload_that_removes_a_model_tells_its_waiters():
+    """Who waits, and whoever comes until it is gone; what is served may finish, and nothing starts again."""
+    play = Play()
+    play.bring_up("a")
+    play.policy("a", parallel=1)
+    play.ask("a", 1)
+    reject, close = play.say(RetireAsked((), ("a",)), 2)
+    assert isinstance(reject.error, ModelRemoved)
+    assert (close.model, close.unload) == ("a", True)
+    [late] = play.ask("a", 3)
+    assert isinstance(late.error, ModelRemoved)
+    assert types(play.say(Left(1), 4)) == [Stop]
+    assert play.say(Ended("a", 1), 5) == []
+
+
+def test_a_reload_lets_more_be_served_at_once():
+    """Who has waited behind the old limit does not wait for somebody to leave."""
+    play = Play(parallel=1)
+    play.bring_up("a")
+    assert play.ask("a", 1) == []
+    play.policy("a", parallel=2)
+    assert types(play.say(RetireAsked(), 2)) == [Grant]
+
+
+def test_a_model_changes_its_scheduler_with_all_that_it_does():
+    """Who is served is, who waits does, in the same order; the books it leaves know nothing of it any more."""
+    play, other = Play(), Play()
+    play.bring_up("a")
+    play.policy("a", parallel=1)
+    play.ask("a", 1)
+    other.core.release("a")
+    other.core.adopt(*play.core.release("a"))
+    assert not {*play.core._where, *play.core._occupied, *play.core.models} & {1, 2, "a"}
+    play.core.add("a", Policy())
+    assert play.say(Left(1), 2) == []
+    [grant] = other.say(Left(1), 2)
+    assert (grant.ticket, grant.model) == (2, "a")
 
 
 def test_an_unload_that_waits_too_long_is_cut():

@@ -14,7 +14,7 @@ from worlds import Limits, World, bring_up, let
 
 from trioswap import planning, turns
 from trioswap.circuit import Circuit
-from trioswap.errors import StartFailed
+from trioswap.errors import ModelRemoved, StartFailed
 from trioswap.footprints import Wish
 from trioswap.lifecycle import Event, State
 from trioswap.messages import Arrived, Grant
@@ -167,6 +167,39 @@ def unload_keeps_waiters(patch: Patch) -> None:
             original(self, model, error, reason)
 
     wrap(patch, Scheduler, "_unload", unload)
+
+
+def a_reload_rejects_who_waits(patch: Patch) -> None:
+    def end(original, self, model, reason):
+        if "reload" in reason:
+            self._reject_all(model, lambda: ModelRemoved(model.name))
+        original(self, model, reason)
+
+    wrap(patch, Scheduler, "_end", end)
+
+
+def a_reload_forgets_what_is_served(patch: Patch) -> None:
+    def retire(original, self, replaced, removed, crowded):
+        idle = [name for name in replaced if not self.models[name].leases]
+        original(self, idle, removed, crowded)
+
+    wrap(patch, Scheduler, "_retire", retire)
+
+
+def a_removed_model_is_waited_for(patch: Patch) -> None:
+    def arrived(original, self, ticket, model, weight):
+        model.removed = False
+        original(self, ticket, model, weight)
+
+    def retire(original, self, replaced, removed, crowded):
+        original(self, (*replaced, *removed), (), crowded)
+
+    wrap(patch, Scheduler, "_arrived", arrived)
+    wrap(patch, Scheduler, "_retire", retire)
+
+
+def reloading() -> World:
+    return ruled(ONE_OF_TWO, "ab", few(retires=True, cuts=True, passing=False))
 
 
 def unloaded_gate_opens_again(patch: Patch) -> None:
@@ -336,6 +369,9 @@ BUGS = [
     Bug(who_left_stays_in_the_queue, two, "no waiter is lost"),
     Bug(load_goes_on_for_nobody, two, "gets its turn"),
     Bug(unload_keeps_waiters, two, "who waits for an unloaded model is told at once"),
+    Bug(a_reload_rejects_who_waits, reloading, "an error is true, also ModelRemoved"),
+    Bug(a_reload_forgets_what_is_served, reloading, "a model that was replaced or removed ends"),
+    Bug(a_removed_model_is_waited_for, reloading, "who waits for a removed model is told at once"),
     Bug(unloaded_gate_opens_again, two, "a gate that was closed for an unload stays closed"),
     Bug(crash_is_not_noticed, two, "counts exactly what is being served|state and process agree"),
     Bug(death_leaves_the_gate_open, two, "counts exactly what is being served|a grant needs a model that stays"),

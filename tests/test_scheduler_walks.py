@@ -60,6 +60,10 @@ WALKS = {
     "two victims and troubles": lambda: ruled(TWO_VICTIMS, "abc", Limits(passing=False, unloads=False)),
     "two victims, two loads": lambda: ruled(TWO_VICTIMS, "abc", few(crashes=True, passing=False), rules=Rules(2)),
     "persistent": lambda: ruled(PERSISTENT, "abc", few(leaves=False)),
+    "reloads": lambda: ruled(ONE_OF_TWO, "ab", few(3, retires=True, cuts=True, passing=False)),
+    "reloads and troubles": lambda: ruled(
+        ONE_OF_TWO, "ab", Limits(tickets=1, retires=True, stuck=True, passing=False, shutdown=False)
+    ),
     # ---- what a model's policy says
     "weights": lambda: ruled(ONE_OF_TWO, "ab", few(weights=(1.0, 2.0))),
     "one request at a time": lambda: ruled(ONE_OF_TWO, "ab", few(3, leaves=False), policy=policy(parallel=1)),

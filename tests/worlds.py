@@ -37,6 +37,7 @@ from trioswap.messages import (
     OpenGate,
     Policy,
     Reject,
+    RetireAsked,
     Rules,
     ShutdownBegan,
     Squeezed,
@@ -120,6 +121,8 @@ class Limits:
     """The models that crash, one letter each; empty: all."""
     unloads: bool = True
     shutdown: bool = True
+    retires: bool = False
+    """Reloads replace models and remove them."""
     stuck: bool = False
     cuts: bool = True
     """Drain deadlines that cut what is being served."""
@@ -188,6 +191,9 @@ class World:
             yield from self._troubles(name, run)
         if not self.closing:
             yield from (UnloadAsked((name,)) for name in self.core.models if self.limits.unloads)
+            if self.limits.retires:
+                yield from (RetireAsked((name,)) for name in self.core.models)
+                yield from (RetireAsked((), (name,)) for name in self.core.models)
             yield from [ShutdownBegan()] if self.limits.shutdown else []
         yield from (Squeezed(sizes) for sizes in self.limits.squeezes)
         if self.limits.passing:
@@ -293,6 +299,10 @@ class World:
             case UnloadAsked(names):
                 for name in names:
                     self.failures.pop(name, None)
+            case RetireAsked(replaced, removed):
+                for name in (*replaced, *removed):
+                    if not self.core.models[name].retiring:
+                        self.failures.pop(name, None)
             case ShutdownBegan():
                 self.closing = True
                 self.failures.clear()
@@ -397,7 +407,7 @@ class World:
             age(model.idle_since) if model.serves and not model.leases else 0,
             age(model.ready_at) if model.serves else 0,
             age(model.out_at) if len(model.queue) else 0,
-            model.retiring, model.drained, model.stuck, model.out_of_memory,
+            model.retiring, model.removed, model.drained, model.stuck, model.out_of_memory,
             # Beyond so many failures the delay grows no more.
             (min(model.circuit.failures, 4), model.circuit.retry_in(self.now)) if model.policy.backoff else 0,
             tuple(sorted(model.holding.items())), tuple(sorted(model.peak.items())),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 import attrs
@@ -33,21 +34,24 @@ class App:
     """What the HTTP server calls for each request."""
 
     services: Services
+    """The first ones; a request keeps those that are there when it comes."""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request or serve one websocket, whatever happens while doing so."""
         request_id = f"req_{secrets.token_hex(8)}"
-        scope = in_origin_form(scope)
+        scope, services = in_origin_form(scope), self.services.now
         if scope["type"] == "websocket":
             socket = Socket(scope, request_id, receive, send)
-            await self._serve(socket, lambda: self._connect(socket), socket.fail)
+            await self._serve(socket, services, lambda: self._connect(socket, services), socket.fail)
         elif scope["type"] == "http":
             exchange = Exchange(scope, request_id, receive, send)
-            await self._serve(exchange, lambda: self._answer(exchange), lambda error: _send_error(exchange, error))
+            fail = partial(_send_error, exchange)
+            await self._serve(exchange, services, lambda: self._answer(exchange, services), fail)
 
     async def _serve(
         self,
         incoming: Incoming,
+        services: Services,
         answer: Callable[[], Awaitable[None]],
         fail: Callable[[TrioswapError], Awaitable[None]],
     ) -> None:
@@ -56,7 +60,7 @@ class App:
         try:
             try:
                 try:
-                    self._recognise(incoming)
+                    _recognise(incoming, services)
                     await answer()
                 except TrioswapError as exc:
                     await fail(exc)
@@ -69,49 +73,51 @@ class App:
             if incoming.path not in _NOT_LOGGED:
                 _access_log(incoming, trio.current_time() - begun)
 
-    def _recognise(self, incoming: Incoming) -> None:
-        """Find out where it comes from, and what its answer says to web pages."""
-        services, headers = self.services, incoming.headers
-        trusted = services.config.trusted_proxies
-        incoming.behind_proxy = incoming.peer is not None and is_in(incoming.peer, trusted)
-        incoming.client = client_of(incoming.peer, headers, trusted)
-        incoming.always = services.cors.headers(headers)
-        check_framing(headers)
-
-    async def _answer(self, exchange: Exchange) -> None:
+    async def _answer(self, exchange: Exchange, services: Services) -> None:
         if exchange.method == "OPTIONS":
             # Whatever the path: browsers ask before they may show a key, and nobody else asks this.
-            exchange.always = self.services.cors.preflight(exchange.headers)
+            exchange.always = services.cors.preflight(exchange.headers)
             await exchange.start(204, [])
             await exchange.finish()
             return
         route, exchange.rest = routes.find(exchange.method, exchange.raw_path)
-        self._check(exchange, route.scope)
-        await route.handler(exchange, self.services)
+        _check(exchange, services, route.scope)
+        await route.handler(exchange, services)
 
-    async def _connect(self, socket: Socket) -> None:
+    async def _connect(self, socket: Socket, services: Services) -> None:
         route, socket.rest = sockets.find(socket.raw_path)
-        self._check(socket, route.scope)
-        await route.handler(socket, self.services)
+        _check(socket, services, route.scope)
+        await route.handler(socket, services)
 
-    def _check(self, incoming: Incoming, scope: Scope) -> None:
-        """Whether the client may ask for this.
 
-        Raises:
-            Unauthorized, Forbidden: it shows no key of ours, or one that is not enough.
-            ForeignOrigin: it is a web page that has no business here.
-        """
-        if scope is Scope.OPEN:
-            return
-        foreign = self.services.cors.refused(incoming.method, incoming.headers)
-        if foreign is not None:
-            raise ForeignOrigin(foreign.decode("latin-1"))
-        key = self.services.keyring.find(incoming.headers)
-        if key is None:
-            raise Unauthorized
-        if not key.may(scope, incoming.raw_path.decode("ascii", "replace")):
-            raise Forbidden(key.name, f"ask for {incoming.method} {incoming.path}")
-        incoming.key = key
+def _recognise(incoming: Incoming, services: Services) -> None:
+    """Find out where it comes from, and what its answer says to web pages."""
+    headers = incoming.headers
+    trusted = services.config.trusted_proxies
+    incoming.behind_proxy = incoming.peer is not None and is_in(incoming.peer, trusted)
+    incoming.client = client_of(incoming.peer, headers, trusted)
+    incoming.always = services.cors.headers(headers)
+    check_framing(headers)
+
+
+def _check(incoming: Incoming, services: Services, scope: Scope) -> None:
+    """Whether the client may ask for this.
+
+    Raises:
+        Unauthorized, Forbidden: it shows no key of ours, or one that is not enough.
+        ForeignOrigin: it is a web page that has no business here.
+    """
+    if scope is Scope.OPEN:
+        return
+    foreign = services.cors.refused(incoming.method, incoming.headers)
+    if foreign is not None:
+        raise ForeignOrigin(foreign.decode("latin-1"))
+    key = services.keyring.find(incoming.headers)
+    if key is None:
+        raise Unauthorized
+    if not key.may(scope, incoming.raw_path.decode("ascii", "replace")):
+        raise Forbidden(key.name, f"ask for {incoming.method} {incoming.path}")
+    incoming.key = key
 
 
 async def _send_error(exchange: Exchange, error: TrioswapError) -> None:

@@ -15,6 +15,7 @@ from trioswap.request import Headers, check_length
 
 __all__ = ["ClientLeft", "Exchange", "Message", "Receive", "Send"]
 
+
 @attrs.define(eq=False)
 class Exchange(Incoming):
     """One request and the answer to it."""

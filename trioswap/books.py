@@ -33,6 +33,24 @@ class Books:
         self._stale = False  # something has happened since the last plan that may change it
         self._out: list[Command] = []
 
+    def release(self, name: str) -> tuple[Model, list[int]]:
+        """Give away a model, whatever it is doing, with the tickets that wait for it or are served by it."""
+        model = self.models.pop(name)
+        self._claims.pop(name, None)
+        self._occupied.pop(name, None)
+        tickets = [*model.queue, *model.leases]
+        for ticket in tickets:
+            del self._where[ticket]
+        self._stale = True
+        return model, tickets
+
+    def adopt(self, model: Model, tickets: Iterable[int]) -> None:
+        """Take a model over that was in other books; it goes on as if it had always been in these."""
+        self.models[model.name] = model
+        self._where.update(dict.fromkeys(tickets, model))
+        self._classify(model)
+        self._stale = True
+
     # ---- requests --------------------------------------------------------------------------
 
     def _grant_all(self, model: Model) -> None:

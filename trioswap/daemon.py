@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 
 import attrs
@@ -36,12 +36,14 @@ from trioswap.memory import Memory, make_memory
 from trioswap.names import Names
 from trioswap.notify import feed_watchdog, notify
 from trioswap.process import ModelProcess
+from trioswap.reloading import Reloader
 from trioswap.remote import Peer, Prober
 from trioswap.residency import Holding
 from trioswap.routing import Routing
 from trioswap.server import HttpServer
 from trioswap.state import FILE, State, default_directory
 from trioswap.tls import Certificates
+from trioswap.watching import Watch
 
 __all__ = ["open_listeners", "serve"]
 
@@ -52,29 +54,46 @@ CONNECTION_GRACE = 3.0
 
 
 async def serve(
-    config: Config, logs: Logs, *, task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED
+    config: Config,
+    logs: Logs,
+    reread: Callable[[Config], Config] | None = None,
+    watch: Watch | None = None,
+    *,
+    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT, then stop cleanly; `started` gives the bound URLs.
+
+    *reread* reads the configuration again, for a reload, in a thread; its models keep the ports of
+    the one that it is given.  With *watch* that happens whenever the files have changed, too.
 
     Raises:
         BadCertificate, CannotListen: before anything was started.
         Misuse: another daemon has the state directory.
     """
     certificates = Certificates(config.tls) if config.tls is not None else None
-    with claimed(config.state_dir or default_directory(os.environ)) as claim:
+    with (
+        # The outermost: a signal that comes while the last things end must not end us without them.
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+        claimed(config.state_dir or default_directory(os.environ)) as claim,
+    ):
         async with listening(config.listen) as listeners:
             await claim.reap()
             async with guarded(claim.instance) as guardian:
-                await _serve(config, logs, listeners, certificates, claim, guardian, task_status)
+                await _serve(
+                    config, logs, reread, watch, listeners, certificates, claim, guardian, signals, task_status
+                )
 
 
 async def _serve(
     config: Config,
     logs: Logs,
+    reread: Callable[[Config], Config] | None,
+    watch: Watch | None,
     listeners: Sequence[trio.SocketListener],
     certificates: Certificates | None,
     claim: Claim,
     guardian: Guardian,
+    signals: AsyncIterator[int],
     task_status: trio.TaskStatus[list[str]],
 ) -> None:
     prober = Prober()
@@ -87,32 +106,34 @@ async def _serve(
     peers = {name: Peer(peer) for name, peer in config.peers.items()}
     routing = Routing(Names(config), fleet, peers)
     services = Services(config, fleet, logs, routing, int(time.time()))
+    reloader = Reloader(services, state, reread, certificates, partial(_preload, fleet))
+    services.succession.reload = reloader.reload if reread is not None else None
     http = HttpServer(App(services), tls=tls)
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(fleet.run)
-            await nursery.start(services.check.run)
-            nursery.start_soon(feed_watchdog, lambda: services.check.is_alive)
-            if certificates is not None:
-                nursery.start_soon(certificates.run)
-            nursery.start_soon(state.run)
-            for peer in peers.values():
-                nursery.start_soon(peer.run)
-            for name in config.hooks.preload:
-                nursery.start_soon(_preload, fleet, name)
-            async with trio.open_nursery() as connections:
-                await connections.start(http.run, listeners)
-                task_status.started(urls(listeners, secure=tls is not None))
-                notify("READY=1")
-                await _wait_stop_signal(signals, certificates)
-                notify("STOPPING=1")
-                http.begin_shutdown()
-                fleet.shutdown()
-                nursery.start_soon(_hasten_on_signal, signals, fleet)
-                await fleet.wait_ended()
-                connections.cancel_scope.deadline = trio.current_time() + CONNECTION_GRACE
-            nursery.cancel_scope.cancel(reason="everything has ended")
-    for peer in peers.values():
+    async with trio.open_nursery() as nursery:
+        await nursery.start(fleet.run)
+        await nursery.start(services.check.run)
+        nursery.start_soon(feed_watchdog, lambda: services.check.is_alive)
+        if certificates is not None:
+            nursery.start_soon(certificates.run)
+        nursery.start_soon(state.run)
+        await nursery.start(reloader.run)
+        if watch is not None:
+            nursery.start_soon(reloader.watch, watch)
+        for name in config.hooks.preload:
+            nursery.start_soon(_preload, fleet, name)
+        async with trio.open_nursery() as connections:
+            await connections.start(http.run, listeners)
+            task_status.started(urls(listeners, secure=tls is not None))
+            notify("READY=1")
+            await _wait_stop_signal(signals, reloader)
+            notify("STOPPING=1")
+            http.begin_shutdown()
+            fleet.shutdown()
+            nursery.start_soon(_hasten_on_signal, signals, fleet)
+            await fleet.wait_ended()
+            connections.cancel_scope.deadline = trio.current_time() + CONNECTION_GRACE
+        nursery.cancel_scope.cancel(reason="everything has ended")
+    for peer in services.now.routing.peers.values():
         await peer.aclose()
     await prober.aclose()
     logger.info("stopped")
@@ -139,17 +160,19 @@ def _supervise(
 ) -> ModelProcess:
     env = {} if memory is None else memory.environment(holding)
     spec = attrs.evolve(spec, env={**env, **spec.env})
-    return ModelProcess(spec, claim.marker(attempt), logs, prober, guardian)
+    return ModelProcess(spec, claim.marker(attempt, never_kill=spec.never_kill), logs, prober, guardian)
 
 
-async def _wait_stop_signal(signals: AsyncIterator[int], certificates: Certificates | None = None) -> None:
+async def _wait_stop_signal(signals: AsyncIterator[int], reloader: Reloader | None = None) -> None:
     async for number in signals:
         logger.info("received %s", signal.Signals(number).name)
         if number != signal.SIGHUP:
             return
-        if certificates is not None:
-            certificates.reload()
-        logger.warning("this version does not reload its configuration; restart it instead")
+        if reloader is None:
+            continue
+        if reloader.certificates is not None:
+            reloader.certificates.reload()
+        reloader.ask()
 
 
 async def _hasten_on_signal(signals: AsyncIterator[int], fleet: Fleet) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
@@ -13,70 +12,23 @@ import attrs
 import trio
 
 from trioswap import lent
-from trioswap.config import Config, ModelConfig
-from trioswap.errors import ModelStuck, NoBudget
+from trioswap.arrangement import Arrangement
+from trioswap.config import Config
+from trioswap.config.changes import Changes
+from trioswap.errors import ModelRemoved, ModelStuck, NoBudget
 from trioswap.footprints import Need, Wish
 from trioswap.forecast import Forecast, forecast, in_the_way, plan_of
 from trioswap.group import SwapGroup
 from trioswap.journal import Entry
-from trioswap.learning import LOAD, STOP, Average, Costs
 from trioswap.lifecycle import State
 from trioswap.memory import Memory
-from trioswap.messages import ModelView, Policy, Rules, Squeezed, WaitView
+from trioswap.messages import ModelView, Squeezed, WaitView
 from trioswap.outlook import waiting
-from trioswap.residency import Holding, Residency
-from trioswap.residency.both import Both
-from trioswap.residency.budget import Budget
-from trioswap.residency.groups import Groups
-from trioswap.residency.matrix import Matrix
+from trioswap.residency import Holding
 from trioswap.runs import Lease, Supervise
-from trioswap.scheduler import Scheduler
 
 # Seconds; a heartbeat is rarer than that.
 _PROGRESS_AGE: Final = 0.5
-
-
-def residency_of(config: Config, budget: Budget | None) -> Residency:
-    """The rule about living together that *config* asks for; *budget* is what its memory comes to, if that counts."""
-    rules: Residency | None = None
-    if config.matrix is not None:
-        rules = Matrix(config.matrix)
-    elif config.groups:
-        rules = Groups(config.groups)
-    if config.memory is None:
-        return rules or Groups([])  # of no models, where there are only peers
-    assert budget is not None, "memory is in play"
-    return budget if rules is None else Both(rules, budget, frozenset(config.models))
-
-
-def policy_of(config: Config, model: ModelConfig) -> Policy:
-    """What the scheduler must know of *model*."""
-    policy = Policy(
-        model.max_wait,
-        model.ttl,
-        model.parallel,
-        weight=model.weight,
-        priority=model.priority,
-        turn_lease=model.turn_lease,
-        linger=model.linger,
-        backoff=model.backoff,
-        backoff_max=model.backoff_max,
-    )
-    if config.policy == "fifo":
-        return attrs.evolve(policy, max_wait=math.inf, weight=1.0, turn_lease=0.0, linger=0.0)
-    return policy
-
-
-def rules_of(config: Config) -> Rules:
-    """What it must know beyond that: llama-swap loads as much at once as can live together."""
-    return Rules(math.inf, by_arrival=True) if config.policy == "fifo" else Rules(config.parallel_loads)
-
-
-def costs_of(model: ModelConfig) -> Costs:
-    """What *model* is expected to cost before anything was measured."""
-    load = LOAD if model.load_cost is None else model.load_cost
-    stop = STOP if model.stop_cost is None else model.stop_cost
-    return Costs(load=Average(load), stop=Average(stop))
 
 
 @attrs.frozen
@@ -99,24 +51,18 @@ class Fleet:
         supervise: Supervise,
         memory: Memory | None = None,
     ) -> None:
-        self.costs = {name: costs_of(model) for name, model in config.models.items()}
+        self.arrangement = Arrangement(config, supervise, memory)
+        self.costs, self.groups = self.arrangement.costs, self.arrangement.groups
         self.memory = memory
-        budget = memory.budget if memory is not None else None
-        residency = residency_of(config, budget)
-        attempts = itertools.count(1)  # one sequence for all: an attempt number names one process for ever
-        self.groups = []
-        for domain in residency.domains(config.models):
-            models = {name: config.models[name] for name in sorted(domain)}
-            policies = {name: policy_of(config, model) for name, model in models.items()}
-            core = Scheduler(policies, residency, attempts, rules_of(config), self.costs, budget)
-            self.groups.append(SwapGroup(models, core, supervise, memory))
         self._seen: dict[str, WaitView] = {}  # what `progress` saw last, and when
         self._seen_at = -math.inf
         self.closing = trio.Event()
         """`shutdown` has begun."""
         self._ended = trio.Event()
+        self._is_watching = False
         self._watching = trio.CancelScope()  # around the look at other programs; cancelled when the daemon ends
-        self._group_of = {name: group for group in self.groups for name in group.models}
+        self._group_of = self.arrangement.home
+        self._nursery: trio.Nursery | None = None
 
     def __repr__(self) -> str:
         """The groups as they stand."""
@@ -125,41 +71,81 @@ class Fleet:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own every model server; return after `shutdown()` when all process trees are gone."""
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             for group in self.groups:
                 await nursery.start(group.run)
-                if self.memory is not None:  # then there is only this one group
-                    nursery.start_soon(self._watch_others, self.memory, group)
+            self._watch_others_in(nursery)
             task_status.started()
         self._ended.set()
 
-    async def _watch_others(self, memory: Memory, group: SwapGroup) -> None:
+    async def reload(self, config: Config, changes: Changes) -> None:
+        """Have *config*, which differs in *changes*, in effect; returns when what can be live is.
+
+        Servers that have to end drain and end afterwards.  One call at a time.
+
+        Raises:
+            ShuttingDown: it is too late; nothing is changed.
+        """
+        assert self._nursery is not None, "run() owns the groups"
+        prospect = None
+        if self.memory is not None:
+            prospect = await trio.to_thread.run_sync(self.memory.prospect, config, abandon_on_cancel=True)
+        await self.arrangement.change(config, changes, prospect, self._nursery, self.closing)
+        self._watch_others_in(self._nursery)
+
+    def _watch_others_in(self, nursery: trio.Nursery) -> None:
+        """Begin to, if somebody should and nobody does."""
+        if self.memory is not None and self.memory.config.yield_to_others and not self._is_watching:
+            self._is_watching = True
+            nursery.start_soon(self._watch_others, self.memory)
+
+    async def _watch_others(self, memory: Memory) -> None:
         """Tell the scheduler what programs that are not ours leave for models."""
+
+        def report(sizes: Holding) -> None:
+            for group in self.groups:
+                group.feed(Squeezed(sizes))
+
+        def pids() -> list[int]:
+            return [pid for group in self.groups for pid in group.pids()]
+
         with self._watching:
-            await memory.watch_others(group.pids, lambda sizes: group.feed(Squeezed(sizes)), lambda: _unseen(group))
+            await memory.watch_others(pids, report, lambda: _unseen(self.groups))
+        self._is_watching = False
 
     async def wait_ended(self) -> None:
         """Return when `run` has: after `shutdown()` every process tree is gone."""
         await self._ended.wait()
 
     def lease(self, model: str, weight: float | None = None, label: str = "") -> AbstractAsyncContextManager[Lease]:
-        """Hold *model* up and serving for the length of the block; see `SwapGroup.lease`."""
+        """Hold *model* up and serving for the length of the block; see `SwapGroup.lease`.
+
+        Raises:
+            ModelRemoved: since its name was found a reload has removed it.
+        """
+        if model not in self._group_of:
+            raise ModelRemoved(model)
         return self._group_of[model].lease(model, weight, label)
 
     def passing(self, model: str) -> Lease | None:
         """The way to *model* for what must not count as use; None: it is not ready.  See `SwapGroup.passing`."""
-        return self._group_of[model].passing(model)
+        return self._group_of[model].passing(model) if model in self._group_of else None
 
     def state(self, model: str) -> State:
-        """How far *model* is."""
-        return self._group_of[model].core.models[model].state
+        """How far *model* is; one that was removed is stopped."""
+        return self._group_of[model].core.models[model].state if model in self._group_of else State.STOPPED
 
     def is_open(self, model: str) -> bool:
-        """Whether the next request for *model* is served at once."""
+        """Whether the next request for *model* need not wait: it is served at once, or it was removed."""
+        if model not in self._group_of:
+            return True
         found = self._group_of[model].core.models[model]
         return found.state is State.READY and found.has_room
 
     def is_failing(self, model: str) -> bool:
         """Whether *model* has just failed, so that who asks for it now is refused at once."""
+        if model not in self._group_of:
+            return True
         return self._group_of[model].core.models[model].circuit.is_open(trio.current_time())
 
     def progress(self, request: str) -> WaitView | None:
@@ -175,7 +161,7 @@ class Fleet:
 
     def service_cost(self, model: str) -> float:
         """Seconds that *model* is expected to serve one request for."""
-        return self.costs[model].service.value
+        return self.costs[model].service.value if model in self.costs else 0.0
 
     async def unload(self, models: Iterable[str]) -> None:
         """Drain (bounded) and stop *models*; return when they are gone.
@@ -201,7 +187,7 @@ class Fleet:
         """Take no new work, reject what waits, drain (bounded) and stop everything."""
         self.closing.set()
         self._watching.cancel(reason="shutdown")
-        for group in self.groups:
+        for group in list(self.groups):
             group.shutdown()
 
     def hasten(self, why: str) -> None:
@@ -215,13 +201,12 @@ class Fleet:
 
         It must return at once and raise nothing: requests wait for it.
         """
-        for group in self.groups:
-            group.listeners.append(listener)
+        listeners = self.arrangement.desk.listeners
+        listeners.append(listener)
         try:
             yield
         finally:
-            for group in self.groups:
-                group.listeners.remove(listener)
+            listeners.remove(listener)
 
     def views(self) -> list[ModelView]:
         """Every model as it stands, sorted by name; also what stands for memory that is lent."""
@@ -264,12 +249,13 @@ class Fleet:
             yield holding
 
 
-def _unseen(group: SwapGroup) -> Holding:
+def _unseen(groups: Iterable[SwapGroup]) -> Holding:
     """What is reserved for programs of which we do not see the processes: in containers, or borrowers."""
     total = Counter[str]()
-    for view in group.views():
-        if group.models[view.name].port_owner == "any":
-            total.update(view.holding)
+    for group in groups:
+        for view in group.views():
+            if group.models[view.name].port_owner == "any":
+                total.update(view.holding)
     return total
 
 

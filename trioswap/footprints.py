@@ -105,6 +105,11 @@ class Footprints:
         self.wishes = {name: wish for name, wish in self.wishes.items() if name != model}
         self._needs.pop(model, None)
 
+    def replace(self, wishes: Mapping[str, Wish], *, trusts: bool) -> None:
+        """Other wishes, perhaps of other models; what was learned of a model that is gone is kept for its return."""
+        self.wishes, self.trusts_measurement = wishes, trusts
+        self._needs.clear()
+
     def need(self, model: str) -> Need:
         """What *model* needs, as far as is known now.
 
@@ -173,6 +178,11 @@ class Footprints:
         times, parts = _RAISE
         grown = {device: -(-size * times // parts) for device, size in had.items()}
         self._learn(model, attrs.evolve(old, grown=_larger(old.grown, grown)))
+
+    def forget(self, model: str) -> None:
+        """What was learned of *model* was learned of another one of its name."""
+        self._learned.pop(model, None)
+        self._needs.pop(model, None)
 
     def learned(self) -> dict[str, Record]:
         """All that was learned, by model, to be kept for `restore`."""

@@ -19,10 +19,10 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 
-import attrs
 import trio
 
 from trioswap.config import ModelConfig
@@ -32,10 +32,8 @@ from trioswap.learning import Costs
 from trioswap.memory import Memory
 from trioswap.messages import (
     Arrived,
-    BecameReady,
     CloseGate,
     Command,
-    Died,
     Drained,
     Ended,
     Event,
@@ -56,9 +54,8 @@ from trioswap.messages import (
 )
 from trioswap.process import Supervised
 from trioswap.residency import Holding
-from trioswap.runs import Answer, Desk, Lease, Run, Supervise
+from trioswap.runs import Answer, Desk, Lease, News, Run, Supervise
 from trioswap.scheduler import Scheduler
-from trioswap.upstream import Upstream
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +154,11 @@ class SwapGroup:
         self._supervise[spec.name] = supervise
         self.desk.tell[spec.name] = self.feed
 
+    def adapt(self, name: str) -> None:
+        """What is looked up of a server while it runs, and when it is stopped, is from now on what is configured."""
+        if name in self._runs:
+            self._runs[name].adapt(self.models[name])
+
     def take(self, name: str, other: SwapGroup) -> None:
         """Move a model here from *other*, with its server, its token, who waits for it and who is served.
 
@@ -165,12 +167,9 @@ class SwapGroup:
         self.core.adopt(*other.core.release(name))
         self.models[name], self._supervise[name] = other.models.pop(name), other._supervise.pop(name)
         self.desk.tell[name] = self.feed
-        run = self._runs.get(name)
-        if run is not None and run.token is not None:
+        if name in self._runs:
             self.limiter.total_tokens += 1  # it has a right to one here, as it had there
-            self.limiter.acquire_on_behalf_of_nowait(run)
-            run.token.release_on_behalf_of(run)
-            run.token = self.limiter
+            self._runs[name].move_token(self.limiter)
 
     def forget(self, name: str) -> None:
         """There is one less, which has ended, and nobody asks for it."""
@@ -282,7 +281,7 @@ class SwapGroup:
                 runs = [self._runs[eviction.model] for eviction in command.evictions]
                 self._nursery.start_soon(self._swap, command, runs)
             case Start(model, attempt, holding):
-                run = self._runs[model] = Run(self.models[model], attempt, holding)
+                run = self._runs[model] = Run(self.models[model], attempt, holding, self.limiter)
                 self._nursery.start_soon(self._supervise_run, run, self._supervise[model])
             case Stop(model, attempt, reason):
                 self._open_gate(attempt)
@@ -298,7 +297,7 @@ class SwapGroup:
         async with self._lock:
             for run in victims:  # their gates are closed and they have run dry, so this returns at once
                 with trio.move_on_after(CUT_GRACE):
-                    await self._wait_idle(run)
+                    await run.wait_idle(self.inflight)
             for run, eviction in zip(victims, swap.evictions, strict=True):
                 self._open_gate(run.attempt)
                 run.scope.cancel(reason=str(eviction))
@@ -310,23 +309,16 @@ class SwapGroup:
         timeout = run.spec.unload_drain_timeout if unload else run.spec.drain_timeout
         with scope:
             with trio.move_on_after(math.inf if timeout is None else timeout) as late:
-                await self._wait_idle(run)
+                await run.wait_idle(self.inflight)
             if late.cancelled_caught:
                 why = f"it was still running {timeout:g} s after its model was to stop ({why})"
                 count = self.inflight.cut(run.attempt, why)
                 logger.warning("drain deadline cuts requests model=%s count=%d", run.spec.name, count)
                 with trio.move_on_after(CUT_GRACE):
-                    await self._wait_idle(run)
+                    await run.wait_idle(self.inflight)
         if self._gates.get(run.attempt) is scope:  # else the gate was opened in the step that woke us
             del self._gates[run.attempt]
             self._tell(run.spec.name, Drained(run.spec.name, run.attempt))
-
-    async def _wait_idle(self, run: Run) -> None:
-        """Return when nothing is in flight on *run*; whoever still reads from a dead one delays nobody."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when, run.dead, nursery.cancel_scope)
-            await self.inflight.wait_idle(run.attempt)
-            nursery.cancel_scope.cancel(reason="nothing is in flight")
 
     async def _supervise_run(self, run: Run, supervise: Supervise) -> None:
         """The supervised task of one attempt: token, process, and the news of its end.
@@ -335,9 +327,7 @@ class SwapGroup:
         """
         process = run.process = supervise(run.spec, run.attempt, run.holding)
         failure: StartFailed | None = None
-        limiter = self.limiter
-        await limiter.acquire_on_behalf_of(run)
-        run.token = limiter
+        await run.wait_token()
         try:
             with run.scope:
                 failure = await self._run_process(process, run)
@@ -346,6 +336,7 @@ class SwapGroup:
             elif self._memory is not None:
                 await self._memory.wait_returned(run.free, run.used)
         finally:
+            assert run.token is not None
             run.token.release_on_behalf_of(run)
         del self._runs[run.spec.name]
         self._open_gate(run.attempt)
@@ -359,7 +350,9 @@ class SwapGroup:
     async def _run_process(self, process: Supervised, run: Run) -> StartFailed | None:
         try:
             async with trio.open_nursery() as nursery:
-                failure = await process.run(task_status=_Report(self, run, nursery))
+                measure = partial(nursery.start_soon, self._measure, run)
+                news = News(run, self._tell, measure, lambda: not self.inflight.count(run.attempt))
+                failure = await process.run(task_status=news)
                 nursery.cancel_scope.cancel(reason="the server has ended")
             return failure
         except Exception as exc:  # a bug in the supervision of one model is that model's failure, not the daemon's
@@ -397,26 +390,3 @@ class SwapGroup:
             with self._alarm:
                 await trio.sleep_forever()
             self.feed(WokeUp())
-
-
-@attrs.frozen
-class _Report:
-    """What `process.run` reports to: each decision happens in the very step that brings the news."""
-
-    group: SwapGroup
-    run: Run
-    nursery: trio.Nursery
-
-    def started(self, value: Upstream) -> None:
-        self.run.upstream = value
-        self.group._tell(self.run.spec.name, BecameReady(self.run.spec.name, self.run.attempt))
-        self.nursery.start_soon(self.group._measure, self.run)
-
-    def died(self, why: str = "") -> None:
-        self.run.dead.set()
-        self.group._tell(self.run.spec.name, Died(self.run.spec.name, self.run.attempt, why))
-
-
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
-    await event.wait()
-    scope.cancel(reason="the server is dead")

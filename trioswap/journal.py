@@ -55,6 +55,12 @@ class Journal:
             case _:
                 logger.debug("%s", command)
 
+    def take(self, other: Journal) -> None:
+        """Keep what another one has kept, too."""
+        entries = sorted([*self.entries, *other.entries], key=lambda entry: entry.at)
+        self.entries.clear()
+        self.entries.extend(entries)
+
     def _keep(self, what: str, model: str, attempt: int, why: str) -> None:
         logger.info("%s model=%s attempt=%d reason=%s", what, model, attempt, why)
         self.entries.append(Entry(time.time(), model, what, why))

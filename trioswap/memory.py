@@ -40,6 +40,16 @@ FOREIGN_LOOK: Final = 5.0
 _HEADER: Final = 2**20
 
 
+@attrs.frozen
+class Prospect:
+    """What another configuration makes of the memory of the same machine."""
+
+    config: MemoryConfig
+    sizes: Mapping[str, int]
+    """device -> bytes that models may use."""
+    wishes: Mapping[str, Wish]
+
+
 @attrs.define(eq=False)
 class Memory:
     """The budget of one configuration on one machine."""
@@ -47,6 +57,32 @@ class Memory:
     config: MemoryConfig
     machine: Machine
     budget: Budget
+    _told: Mapping[str, int] = attrs.field(factory=dict, init=False)
+    """What there was for models when that was last reported."""
+
+    def prospect(self, config: Config) -> Prospect | None:
+        """What *config*, which speaks of the same devices, makes of this; looks at model files: call it in a thread."""
+        if config.memory is None:
+            return None
+        sizes = usable_sizes(config.memory, self.machine)
+        _tell_of_absent(config, self.machine, sizes)
+        return Prospect(config.memory, sizes, {name: _wish(model, sizes) for name, model in config.models.items()})
+
+    def expect(self, prospect: Prospect, keep: Iterable[str]) -> None:
+        """From now on it is so; what was learned stays, and of *keep*, which are not in it, also what was wished.
+
+        What other programs have taken is still taken.
+        """
+        before = usable_sizes(self.config, self.machine)
+        taken = {device: size - self.budget.sizes.get(device, 0) for device, size in before.items()}
+        if not prospect.config.yield_to_others:  # nobody would say when it is given back
+            taken = {}
+        sizes = {device: max(0, size - taken.get(device, 0)) for device, size in prospect.sizes.items()}
+        self.config, self._told = prospect.config, sizes
+        self.budget.replace(sizes, prospect.sizes)
+        footprints = self.budget.footprints
+        kept = {name: footprints.wishes[name] for name in keep if name in footprints.wishes}
+        footprints.replace({**kept, **prospect.wishes}, trusts=_trusts(prospect.config, self.machine))
 
     def environment(self, holding: Holding) -> dict[str, str]:
         """What makes a server use just the GPUs in *holding*; empty where it may use all."""
@@ -106,11 +142,11 @@ class Memory:
         What is reserved for programs whose processes we do not see (servers in containers, borrowers)
         comes from *unseen*: it is theirs, and not taken a second time by using it.
         """
-        known = dict(self.budget.sizes)
+        self._told = dict(self.budget.sizes)
         while self.config.yield_to_others:
             sizes = self._left_by_others(pids(), unseen())
-            if sizes != known:
-                known = sizes
+            if sizes != self._told:
+                self._told = sizes
                 report(sizes)
             await trio.sleep(FOREIGN_LOOK)
 
@@ -136,8 +172,12 @@ def make_memory(config: Config, machine: Machine | None = None) -> Memory | None
     sizes = usable_sizes(config.memory, machine)
     _tell_of_absent(config, machine, sizes)
     wishes = {name: _wish(model, sizes) for name, model in config.models.items()}
-    footprints = Footprints(tuple(sizes), wishes, trusts_measurement=config.memory.learn and not machine.unmeasured)
+    footprints = Footprints(tuple(sizes), wishes, trusts_measurement=_trusts(config.memory, machine))
     return Memory(config.memory, machine, Budget(sizes, footprints))
+
+
+def _trusts(config: MemoryConfig, machine: Machine) -> bool:
+    return config.learn and not machine.unmeasured
 
 
 def usable_sizes(config: MemoryConfig, machine: Machine) -> dict[str, int]:

@@ -104,6 +104,21 @@ class UnloadAsked:
 
 
 @attrs.frozen
+class RetireAsked:
+    """A new configuration has come: the servers of these models are to end, as in an unload.
+
+    Also when there are none: what may live together, or when whose turn is, may be new.
+    """
+
+    replaced: tuple[str, ...] = ()
+    """Whoever waits for them goes on waiting, for the server that comes next."""
+    removed: tuple[str, ...] = ()
+    """They are not configured any more; whoever waits for them is told."""
+    crowded: tuple[str, ...] = ()
+    """They may not live any more beside others that stay; whoever waits goes on waiting, as in a swap."""
+
+
+@attrs.frozen
 class ShutdownBegan:
     """The daemon ends: no start after this (invariant I8)."""
 
@@ -124,6 +139,7 @@ Event = (
     | Measured
     | Squeezed
     | UnloadAsked
+    | RetireAsked
     | ShutdownBegan
     | WokeUp
 )

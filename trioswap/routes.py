@@ -99,6 +99,7 @@ ROUTES: Final = (
     Route("POST", "/api/models/unload", admin.unload_all, ADMIN, contracts.UNLOAD_ALL, "Drain and stop every model."),
     Route("POST", "/api/models/unload/{model}", admin.unload_one, ADMIN, contracts.UNLOAD, "Drain and stop one model."),
     Route("POST", "/api/models/load/{model}", admin.load, ADMIN, contracts.LOAD, "Load one model."),
+    Route("POST", "/api/reload", admin.reload, ADMIN, contracts.RELOAD, "Read the configuration again."),
     Route("GET", "/api/profiles", profiles.show, READ, contracts.PROFILES, "The profiles, and which is active."),
     Route("PUT", "/api/profiles/active", profiles.activate, ADMIN, contracts.ACTIVATE, "Make one active, or none."),
     Route("GET", "/api/inflight", requests.show, ADMIN, contracts.IN_FLIGHT, "The requests to models under way."),

@@ -45,6 +45,12 @@ class Routing:
     """Requests under way by selector and target."""
     _turns: Counter[str] = attrs.field(factory=Counter, init=False)
 
+    def renewed(self, names: Names, peers: Mapping[str, Peer]) -> Routing:
+        """The same by another configuration: no profile is active, and what selectors have sent is still counted."""
+        routing = Routing(names, self.fleet, peers)
+        routing._reserved, routing._turns = self._reserved, self._turns
+        return routing
+
     def activate(self, profile: str | None) -> None:
         """From now on *profile* is active; None: none.
 

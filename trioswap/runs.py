@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import attrs
 import trio
 
 from trioswap.config import ModelConfig
 from trioswap.errors import TrioswapError
-from trioswap.inflight import Entry
+from trioswap.inflight import Entry, InFlight
+from trioswap.messages import BecameReady, Died, Event
 from trioswap.process import Supervised
 from trioswap.residency import NOTHING, Holding
 from trioswap.upstream import Upstream
@@ -26,6 +28,8 @@ class Run:
     attempt: int
     holding: Holding = NOTHING
     """What it may use of each device, in bytes."""
+    limiter: trio.CapacityLimiter | None = None
+    """Where its token is to come from."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     quarantine: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Around the wait for a stuck process; cancelled when the daemon ends."""
@@ -39,8 +43,72 @@ class Run:
     """Its peak so far."""
     dead: trio.Event = attrs.field(factory=trio.Event)
     """Its server has ended, however it came to that; what it left may still be swept."""
+    token: trio.CapacityLimiter | None = None
+    """Where the one that it holds has come from."""
     over: trio.Event = attrs.field(factory=trio.Event)
     """Its process tree is gone and its token given back, or it is stuck: nobody needs to wait any longer."""
+
+    async def wait_token(self) -> None:
+        """Return when it holds one, of the group that it is in by then."""
+        while (limiter := self.limiter) is not self.token:
+            assert limiter is not None
+            await limiter.acquire_on_behalf_of(self)
+            if self.limiter is limiter:
+                self.token = limiter
+            else:  # it has moved meanwhile
+                limiter.release_on_behalf_of(self)
+
+    def move_token(self, limiter: trio.CapacityLimiter) -> None:
+        """It is in the group of *limiter* now, which has a token for it."""
+        if self.token is not None:
+            limiter.acquire_on_behalf_of_nowait(self)
+            self.token.release_on_behalf_of(self)
+            self.token = limiter
+        self.limiter = limiter
+
+    def adapt(self, spec: ModelConfig) -> None:
+        """From now on *spec* says what is looked up of it while it runs, and how it is stopped."""
+        self.spec = spec
+        if self.process is not None:
+            self.process.spec = attrs.evolve(spec, env=self.process.spec.env)
+        if self.upstream is not None:
+            self.upstream.timeouts = spec.timeouts
+
+    async def wait_idle(self, inflight: InFlight) -> None:
+        """Return when nothing is in flight on it; whoever still reads from a dead one delays nobody."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_when, self.dead, nursery.cancel_scope)
+            await inflight.wait_idle(self.attempt)
+            nursery.cancel_scope.cancel(reason="nothing is in flight")
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel(reason="the server is dead")
+
+
+@attrs.frozen
+class News:
+    """What `Supervised.run` reports to: each decision happens in the very step that brings the news."""
+
+    run: Run
+    tell: Callable[[str, Event], None]
+    """Takes what happened to a model."""
+    measure: Callable[[], None]
+    """Begins to watch what the server uses."""
+    is_idle: Callable[[], bool]
+    """Whether it serves nothing."""
+
+    def started(self, value: Upstream) -> None:
+        """It is ready."""
+        self.run.upstream = value
+        self.tell(self.run.spec.name, BecameReady(self.run.spec.name, self.run.attempt))
+        self.measure()
+
+    def died(self, why: str = "") -> None:
+        """It has ended by itself."""
+        self.run.dead.set()
+        self.tell(self.run.spec.name, Died(self.run.spec.name, self.run.attempt, why))
 
 
 @attrs.frozen
@@ -60,7 +128,35 @@ class Lease:
 class Answer:
     """What the scheduler says to one ticket."""
 
+    model: str
     entry: Entry = attrs.field(factory=lambda: Entry(trio.CancelScope()))
     lease: Lease | None = None
     error: TrioswapError | None = None
     given: trio.Event = attrs.field(factory=trio.Event)
+
+
+@attrs.define(eq=False)
+class Desk:
+    """What all swap groups of a fleet keep in one place, so that a model can go from one to another while it runs.
+
+    Tickets, attempts and names are those of one fleet, and mean the same in each of its groups.
+    """
+
+    tickets: Iterator[int] = attrs.field(factory=lambda: itertools.count(1))
+    answers: dict[int, Answer] = attrs.field(factory=dict)
+    """For exactly the tickets whose lease() has not returned."""
+    labels: dict[int, str] = attrs.field(factory=dict)
+    """Of the same tickets: what others call them."""
+    runs: dict[str, Run] = attrs.field(factory=dict)
+    """For exactly the models whose supervised task has not ended."""
+    gates: dict[int, trio.CancelScope] = attrs.field(factory=dict)
+    """Attempt -> who waits until it runs dry."""
+    inflight: InFlight = attrs.field(factory=InFlight)
+    listeners: list[Callable[[], None]] = attrs.field(factory=list)
+    """Called at the end of each step in which a model may have changed."""
+    tell: dict[str, Callable[[Event], None]] = attrs.field(factory=dict)
+    """Model -> who takes news of it: `feed` of the group that it is in."""
+    ending: list[Callable[[str], None]] = attrs.field(factory=list)
+    """Called with the name of each model whose processes have just gone, before its scheduler knows."""
+    ended: list[Callable[[str], None]] = attrs.field(factory=list)
+    """The same, after."""

@@ -25,12 +25,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 
 from trioswap import lifecycle
 from trioswap.books import Books
-from trioswap.errors import ModelCrashed, ModelUnloaded, ShuttingDown, StartFailed, TrioswapError
+from trioswap.errors import ModelCrashed, ModelRemoved, ModelUnloaded, ShuttingDown, StartFailed, TrioswapError
 from trioswap.learning import Average, Costs
 from trioswap.lifecycle import OCCUPIED, State
 from trioswap.messages import (
@@ -49,6 +49,7 @@ from trioswap.messages import (
     OpenGate,
     Policy,
     Reject,
+    RetireAsked,
     Rules,
     ShutdownBegan,
     Squeezed,
@@ -93,13 +94,13 @@ class Scheduler(Books):
         busy = {**self._occupied, **self._claims}.values()
         return f"<Scheduler {', '.join(f'{m.name} {m.state.value} {len(m.leases)}+{len(m.queue)}' for m in busy)}>"
 
-    def add(self, name: str, policy: Policy) -> None:
-        """There is one more model."""
-        self.models[name] = Model(name, policy, Costs(load=Average(0.0), stop=Average(0.0)))
+    def add(self, name: str, policy: Policy, costs: Costs | None = None) -> None:
+        """There is one more model; without *costs* to load and to stop it takes no time."""
+        self.models[name] = Model(name, policy, costs or Costs(load=Average(0.0), stop=Average(0.0)))
 
     def remove(self, name: str) -> None:
         """There is one less, which is stopped and has no waiters."""
-        model = self.models.pop(name)
+        model, _ = self.release(name)
         assert model.state is State.STOPPED
         assert not model.queue.count
         self.plan.order = [other for other in self.plan.order if other != name]
@@ -134,6 +135,8 @@ class Scheduler(Books):
             case UnloadAsked(names):
                 for name in names:
                     self._unload(self.models[name], partial(ModelUnloaded, name), "unloaded by an operator")
+            case RetireAsked(replaced, removed, crowded):
+                self._retire(replaced, removed, crowded)
             case ShutdownBegan():
                 self._shut_down()
             case WokeUp():
@@ -148,6 +151,9 @@ class Scheduler(Books):
     def _arrived(self, ticket: int, model: Model, weight: float | None) -> None:
         if self._closing:
             self._out.append(Reject(ticket, ShuttingDown()))
+            return
+        if model.removed:
+            self._out.append(Reject(ticket, ModelRemoved(model.name)))
             return
         if model.circuit.is_open(self._now):
             self._out.append(Reject(ticket, model.circuit.refusal(self._now)))
@@ -269,7 +275,28 @@ class Scheduler(Books):
 
     def _unload(self, model: Model, error: Callable[[], TrioswapError], reason: str) -> None:
         self._reject_all(model, error)
-        model.circuit.close()  # who unloads a model that fails has mended it, perhaps
+        self._end(model, reason)
+
+    def _retire(self, replaced: Iterable[str], removed: Iterable[str], crowded: Iterable[str]) -> None:
+        for name in removed:
+            self.models[name].removed = True
+            self._reject_all(self.models[name], partial(ModelRemoved, name))
+        reasons = {
+            **dict.fromkeys(crowded, "by a reload it may not live beside others any more"),
+            **dict.fromkeys(replaced, "changed by a reload"),
+            **dict.fromkeys(removed, "removed by a reload"),
+        }
+        for name, reason in reasons.items():
+            if not self.models[name].retiring:  # else each reload would give it the whole time again
+                self._end(self.models[name], reason)
+        for model in list(self._occupied.values()):
+            if model.state is State.READY:  # it may serve more at once than it might before
+                self._grant_all(model)
+        self._stale = True
+
+    def _end(self, model: Model, reason: str) -> None:
+        """For good, in this run; those who wait for the next one are no concern of this."""
+        model.circuit.close()  # who unloads or changes a model that fails has mended it, perhaps
         if model.state is State.STARTING or (model.state is State.READY and not model.leases):
             self._stop(model, reason)
         elif model.state in (State.READY, State.DRAINING):

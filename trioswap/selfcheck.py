@@ -346,10 +346,9 @@ class _Look:
 
 def limits_of(spec: ModelConfig) -> Limits:
     """What the configuration, and the constants of who starts and stops servers, let one of them take."""
-    end = process.KILL_WAIT + process.PORT_WAIT + 2 * process.OUTPUT_GRACE + memory.RETURN_WAIT
-    stop = spec.unload_drain_timeout + 2 * CUT_GRACE + spec.unload_timeout + end
+    stop = spec.unload_drain_timeout + 2 * CUT_GRACE + process.stop_limit(spec) + memory.RETURN_WAIT
     drain = None if spec.drain_timeout is None else spec.drain_timeout + CUT_GRACE
-    return Limits(spec.health_check_timeout + process.OUTPUT_GRACE + SPAWN, stop, drain)
+    return Limits(process.load_limit(spec) + SPAWN, stop, drain)
 
 
 def _oldest(holders: Sequence[Model]) -> Model:

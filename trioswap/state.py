@@ -80,6 +80,8 @@ class State:
     costs: Mapping[str, Costs]
     footprints: Footprints | None
     _written: Contents = attrs.field(factory=Contents, init=False)
+    _gone: dict[str, Entry] = attrs.field(factory=dict, init=False)
+    """What was learned since then of models that were removed."""
     _complaint: str = attrs.field(default="", init=False)
     """Why it could not be written the last time; said once, not every minute."""
 
@@ -88,9 +90,27 @@ class State:
         self._written = _read(self.path)
         known = self._still_true()
         for name, entry in known.items():
-            recall(self.costs[name], entry.costs, entry.gaps)
-        if self.footprints is not None:
-            self.footprints.restore({name: entry.memory for name, entry in known.items() if entry.memory is not None})
+            self._put(name, entry)
+
+    def renew(self, config: Config) -> None:
+        """Another configuration has taken the place of the one before, and *costs* and *footprints* know its models.
+
+        What was learned of a model that was removed is kept, and what is known of one that was
+        added is put into the books if it is of the same command line.
+        """
+        known = self._contents().models
+        self._gone = {name: entry for name, entry in known.items() if name not in config.models}
+        for name in config.models.keys() - self.config.models.keys():
+            if self.footprints is not None:
+                self.footprints.forget(name)
+            if name in known and known[name].command == command_id(config.models[name]):
+                self._put(name, known[name])
+        self.config = config
+
+    def _put(self, name: str, entry: Entry) -> None:
+        recall(self.costs[name], entry.costs, entry.gaps)
+        if self.footprints is not None and entry.memory is not None:
+            self.footprints.restore({name: entry.memory})
 
     async def run(self) -> None:
         """Write what is new, now and then, and when cancelled once more."""
@@ -137,7 +157,8 @@ class State:
             if costs or gaps or name in memory:
                 entries[name] = Entry(command_id(model), costs, gaps, memory.get(name))
         # Models that are not configured today may be so again tomorrow.
-        others = {name: entry for name, entry in self._written.models.items() if name not in self.config.models}
+        known = {**self._written.models, **self._gone}
+        others = {name: entry for name, entry in known.items() if name not in self.config.models}
         return Contents(models={**others, **entries})
 
     def _still_true(self) -> dict[str, Entry]:

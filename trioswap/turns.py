@@ -145,6 +145,8 @@ class Model:
     """What its loss costs (Landlord; Young, On-line file caching): set upon use, sinks relative to the floor."""
     retiring: bool = False
     """Being unloaded: the gate does not open again in this run."""
+    removed: bool = False
+    """It is not configured any more: nobody may wait for it, and once it has ended it is forgotten."""
     drained: bool = False
     """`Drained` has come in this DRAINING: who is still counted is to be cut loose."""
     stuck: bool = False

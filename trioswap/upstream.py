@@ -104,7 +104,7 @@ class Upstream:
 
     def __init__(self, model: str, base_url: str, timeouts: TimeoutConfig = _TIMEOUTS) -> None:
         self.model, self.base_url = model, base_url
-        self._timeouts = timeouts
+        self.timeouts = timeouts
         url = urlsplit(base_url)
         assert url.scheme == "http", base_url
         assert url.hostname, base_url
@@ -187,7 +187,7 @@ class Upstream:
         return connection, await self._ask(connection, head, body)
 
     async def _ask(self, connection: Connection, head: h11.Request, body: bytes | Body) -> h11.Response:
-        limit = self._timeouts.response_header
+        limit = self.timeouts.response_header
         try:
             await connection.send(head, body)
             if limit is None:
@@ -221,14 +221,14 @@ class Upstream:
 
     def _close_expired(self) -> None:
         """Close what has been idle for too long: at a request, for no task is there to do it in time."""
-        limit = self._timeouts.idle_conn
+        limit = self.timeouts.idle_conn
         if limit is not None:
             while self._idle and self._idle[0].idle_since < trio.current_time() - limit:
                 self._idle.pop(0).close()
 
     async def _connect(self) -> Connection:
         self._check_open()
-        limit = math.inf if self._timeouts.connect is None else self._timeouts.connect
+        limit = math.inf if self.timeouts.connect is None else self.timeouts.connect
         try:
             with trio.fail_after(limit):
                 stream = await trio.open_tcp_stream(*self._address)
@@ -237,7 +237,7 @@ class Upstream:
             raise UpstreamTimedOut(self.model, why, before_first_byte=True) from exc
         except OSError as exc:
             raise self._no_connection(reason(exc)) from exc
-        probe_when_idle(stream, self._timeouts.keepalive)
+        probe_when_idle(stream, self.timeouts.keepalive)
         connection = Connection(self.model, stream.socket)
         if self._closed:  # meanwhile; the port may be another's by now
             connection.close()

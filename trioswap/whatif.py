@@ -11,11 +11,11 @@ from typing import Any
 
 import attrs
 
+from trioswap.arrangement import costs_of, policy_of, residency_of, rules_of
 from trioswap.config import Config
 from trioswap.config.mistakes import did_you_mean, quoted, shown
 from trioswap.devices import Machine
 from trioswap.errors import Misuse
-from trioswap.fleet import costs_of, policy_of, residency_of, rules_of
 from trioswap.forecast import as_document, because, forecast
 from trioswap.lifecycle import State
 from trioswap.memory import make_memory

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import attrs
 
 from trioswap.access import Keyring
 from trioswap.config import Config
+from trioswap.config.changes import Changes
 from trioswap.cors import Cors
 from trioswap.events import Events
 from trioswap.fleet import Fleet
@@ -16,9 +19,18 @@ from trioswap.selfcheck import SelfCheck
 from trioswap.tracker import Tracker
 
 
+@attrs.define(eq=False)
+class Succession:
+    """What a reload has put in the place of the first services, and how to ask for another."""
+
+    newest: Services | None = None
+    reload: Callable[[], Awaitable[Changes]] | None = None
+    """See `reloading`; None: nobody reloads."""
+
+
 @attrs.frozen
 class Services:
-    """Everything a handler may use."""
+    """Everything a handler may use, as the configuration says it that was in effect when the request came."""
 
     config: Config
     fleet: Fleet
@@ -32,6 +44,16 @@ class Services:
     check: SelfCheck = attrs.field()
     tracker: Tracker = attrs.field(factory=Tracker)
     events: Events = attrs.field(factory=Events)
+    succession: Succession = attrs.field(factory=Succession)
+
+    @property
+    def now(self) -> Services:
+        """Those for what begins now."""
+        return self.succession.newest or self
+
+    def succeed(self, new: Services) -> None:
+        """From now on *new* are those for what begins."""
+        self.succession.newest = new
 
     @keyring.default
     def _make_keyring(self) -> Keyring:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from trioswap.api import Services
 from trioswap.asgi import Exchange
+from trioswap.config.changes import Changes
+from trioswap.errors import ConfigError, ConfigRejected, NothingToReload
 
 
 async def unload_all(exchange: Exchange, services: Services) -> None:
@@ -17,6 +19,33 @@ async def unload_one(exchange: Exchange, services: Services) -> None:
     name = services.routing.model(exchange.name)
     await exchange.while_connected(lambda: services.fleet.unload([name]))
     await exchange.text(200, "OK")
+
+
+async def reload(exchange: Exchange, services: Services) -> None:
+    """POST /api/reload: read the configuration again and take it over; answers what has changed once it is in effect.
+
+    Servers that have to end for it may still be finishing what they serve.  A configuration with
+    mistakes changes nothing, and the answer lists them.
+
+    Raises:
+        ConfigRejected: it has mistakes.
+        NothingToReload: it comes from no file.
+        ShuttingDown: it is too late.
+    """
+    reload = services.succession.reload
+    if reload is None:
+        raise NothingToReload
+    changes = Changes()
+
+    async def until_in_effect() -> None:
+        nonlocal changes
+        try:
+            changes = await reload()
+        except ConfigError as exc:
+            raise ConfigRejected(exc.source, exc.mistakes) from None
+
+    await exchange.while_connected(until_in_effect)
+    await exchange.json(200, changes.document())
 
 
 async def load(exchange: Exchange, services: Services) -> None:

@@ -74,9 +74,13 @@ async def _end(fleet: Fleet, scope: trio.CancelScope) -> None:
 
 @attrs.frozen
 class _Daemon:
-    """What is looked at, and how it is told."""
+    """What is looked at, and how it is told; whoever listens hears of reloads as well."""
 
-    services: Services
+    first: Services
+
+    @property
+    def services(self) -> Services:
+        return self.first.now
 
     @property
     def tracker(self) -> Tracker:

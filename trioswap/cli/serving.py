@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -21,6 +20,7 @@ from trioswap.errors import CannotListen, LlamaExtraMissing, Misuse
 
 if TYPE_CHECKING:
     from trioswap.config import Config
+    from trioswap.watching import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,9 @@ def serve(
     """Run the daemon until SIGTERM or Ctrl-C; a second one cuts what is being served."""
     named = tuple(map(str, config_files(files, directory)))
     source = Source(named, directory, lenient, listen, log_level, tls_cert_file, tls_key_file)
+    watch = _watch(source) if watch_config else None  # before it is read, or what changes meanwhile goes unnoticed
     config = source.read()
-    if watch_config:
-        click.echo("trioswap: this version does not act on --watch-config yet", err=True)
-    run_daemon(config, ready_line)
+    run_daemon(config, ready_line, source.reread, watch)
 
 
 @main.command()
@@ -92,8 +91,15 @@ def demo(listen: str | None, log_level: str | None) -> None:
             run_daemon(config, lambda urls: ready_line(urls) + note + tiny.instructions(urls[0]))
 
 
-def run_daemon(config: Config, announcement: Callable[[list[str]], str]) -> None:
+def run_daemon(
+    config: Config,
+    announcement: Callable[[list[str]], str],
+    reread: Callable[[Config], Config] | None = None,
+    watch: Watch | None = None,
+) -> None:
     """Serve in this process until told to stop; print what *announcement* makes of the bound URLs once they are.
+
+    For *reread* and *watch* see `daemon.serve`.
 
     Raises:
         CannotListen: before anything was started.
@@ -106,8 +112,15 @@ def run_daemon(config: Config, announcement: Callable[[list[str]], str]) -> None
     from trioswap.logsetup import setup_logging
 
     logs = Logs()
+
+    async def serve_to_the_end() -> None:
+        await daemon.serve(config, logs, reread, watch, task_status=_Ready(announcement))
+        # Nothing is left to hasten; the default action would make a clean stop look like a failure.
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+
     with setup_logging(config, logs):
-        trio.run(partial(daemon.serve, config, logs, task_status=_Ready(announcement)))
+        trio.run(serve_to_the_end)
 
 
 def with_tls(config: Config, cert_file: str | None, key_file: str | None) -> Config:
@@ -179,6 +192,12 @@ class Source(NamedTuple):
 def ready_line(urls: list[str]) -> str:
     """The line that says where clients find us."""
     return f"trioswap listens on {' and '.join(urls)}\n"
+
+
+def _watch(source: Source) -> Watch:
+    from trioswap.watching import Watch
+
+    return Watch(source.paths)
 
 
 def _log(line: str) -> None:

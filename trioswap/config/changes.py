@@ -6,12 +6,12 @@ by what they mean, so comments, blanks and macros make no difference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
 
-from trioswap.config.schema import Config, MemoryConfig, ModelConfig
+from trioswap.config.schema import Config, GroupConfig, MemoryConfig
 
 # ---- fields, with the keys by which people know them: a test holds that each has its place ----
 
@@ -162,9 +162,8 @@ def _some(names: Sequence[str]) -> str:
 def compare(old: Config, new: Config) -> Changes:
     """What it takes to get from *old*, which is in effect, to *new*."""
     both = sorted(old.models.keys() & new.models.keys())
-    anew = _memory_begins_anew(old.memory, new.memory)
-    different = {name: _keys_of_model(old.models[name], new.models[name], anew) for name in both}
-    restarts = {*RESTARTS.values(), *anew}
+    different = {name: tuple(_different(old.models[name], new.models[name], RESTARTS | UPDATES)) for name in both}
+    restarts = {*RESTARTS.values()}
     return Changes(
         added=tuple(sorted(new.models.keys() - old.models.keys())),
         removed=tuple(sorted(old.models.keys() - new.models.keys())),
@@ -181,19 +180,23 @@ def effective(old: Config, new: Config) -> Config:
     To be compared with the next one: what waits for a start is then told each time.
     """
     fields = [*LATER, *(["tls"] if (old.tls is None) != (new.tls is None) else [])]
-    return attrs.evolve(new, **{field: getattr(old, field) for field in fields})
+    new = attrs.evolve(new, **{field: getattr(old, field) for field in fields})
+    if _is_anew(old.memory, new.memory):
+        if old.memory is not None and new.memory is not None:
+            return attrs.evolve(new, memory=attrs.evolve(new.memory, devices=old.memory.devices))
+        new = attrs.evolve(new, memory=old.memory)
+        if old.memory is None and not new.groups and new.matrix is None:
+            # It counts on memory alone; until that is counted one model at a time is on the safe side.
+            new = attrs.evolve(new, groups=(GroupConfig("memory", tuple(sorted(new.models))),))
+    return new
 
 
-def _keys_of_model(old: ModelConfig, new: ModelConfig, anew: Iterable[str]) -> tuple[str, ...]:
-    return (*_different(old, new, RESTARTS | UPDATES), *anew)
-
-
-def _memory_begins_anew(old: MemoryConfig | None, new: MemoryConfig | None) -> tuple[str, ...]:
-    """The key path for which all servers must be stopped: what they hold was never counted, or of other devices."""
+def _is_anew(old: MemoryConfig | None, new: MemoryConfig | None) -> bool:
+    """Whether what is held now was never counted, will not be, or is of other devices."""
     if old is None or new is None:
-        return () if old is new else ("[memory]",)
+        return old is not new
     same = None if old.devices is None else old.devices.keys()
-    return () if same == (None if new.devices is None else new.devices.keys()) else ("memory.devices",)
+    return same != (None if new.devices is None else new.devices.keys())
 
 
 def _settings(old: Config, new: Config) -> Iterator[str]:
@@ -204,15 +207,16 @@ def _settings(old: Config, new: Config) -> Iterator[str]:
     yield from _in_table("groups", before, after)
     if old.memory is not None and new.memory is not None:
         names = {field.name: f"memory.{field.name}" for field in attrs.fields(MemoryConfig)}
-        yield from _different(old.memory, new.memory, names)
-    elif old.memory is not new.memory:
-        yield "memory"
+        changed = _different(old.memory, new.memory, names)
+        yield from (key for key in changed if not (key == "memory.devices" and _is_anew(old.memory, new.memory)))
     if old.tls is not None and new.tls is not None and old.tls != new.tls:
         yield "tls"  # a certificate and its key in other files
 
 
 def _later(old: Config, new: Config) -> Iterator[str]:
     yield from _different(old, new, LATER)
+    if _is_anew(old.memory, new.memory):
+        yield "memory" if old.memory is None or new.memory is None else "memory.devices"
     if (old.tls is None) != (new.tls is None):
         yield "tls"  # whoever has connected speaks as before, and the bound URL is another
 

@@ -277,8 +277,8 @@ class RawConfig:
         "How long a server may take to end after the stop signal; then comes SIGKILL.", default="10", unit="s"
     )
     liveness: Duration | None = key(
-        "The time between two looks whether a server that has nothing to do still answers; one that serves a request is"
-        " not asked, because it may be too busy. 0: nobody looks.",
+        "The time between two looks whether a server still answers. One that is at work on a request is not asked,"
+        " because it may be too busy; one that has a request and computes nothing is. 0: nobody looks.",
         default="0",
         unit="s",
     )

@@ -185,8 +185,7 @@ class RawModel:
         "How long each of the `hooks` may take; then it is killed. Not 0.", default="30", unit="s"
     )
     liveness: Duration | None = key(
-        "The time between two looks whether the server still answers `check_endpoint` while it has nothing to do;"
-        " 0: nobody looks.",
+        "The time between two looks whether the server still answers `check_endpoint`; 0: nobody looks.",
         default=_AS_ABOVE,
         unit="s",
     )

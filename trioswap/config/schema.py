@@ -150,12 +150,12 @@ class ModelConfig:
     """Grace in seconds between the stop signal and SIGKILL."""
     stop_signal: signal.Signals = signal.SIGTERM
     never_kill: bool = False
-    """Its processes are never sent SIGKILL: who has not ended after the grace is left to itself, and its memory reserved."""
+    """Its processes never get SIGKILL: who has not ended after the grace is left to itself, its memory reserved."""
     hooks: ModelHooks = attrs.field(factory=ModelHooks)
     hook_timeout: float = HOOK_TIMEOUT
     """Seconds that each of them may take."""
     liveness: float | None = None
-    """Seconds between two looks whether an idle server still answers; None: nobody looks."""
+    """Seconds between two looks whether an idle or stalled server still answers; None: nobody looks."""
     liveness_misses: int = LIVENESS_MISSES
     """So many looks in a row must find no answer until it counts as dead."""
     backoff: float = BACKOFF

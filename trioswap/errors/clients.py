@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from trioswap.errors.base import TrioswapError
 
 
@@ -59,6 +61,23 @@ class ModelRemoved(RequestError):
             "GET /v1/models lists those that are left"
         )
         self.model = model
+
+
+class ConfigRejected(RequestError):
+    """The configuration that was to be taken over has mistakes; the answer lists them."""
+
+    status = 422
+
+    def __init__(self, source: str, mistakes: list[str]) -> None:
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        super().__init__(f"nothing is reloaded, the configuration stays as it was; {source}: {count}")
+        self.mistakes = mistakes
+
+    def openai_body(self) -> dict[str, Any]:
+        """With one line for each mistake."""
+        body = super().openai_body()
+        body["error"]["mistakes"] = self.mistakes
+        return body
 
 
 class NothingToReload(RequestError):

@@ -220,6 +220,7 @@ _MEANINGS: Final = {
     405: "The path is known, but not for this method.",
     409: "What this needs is not there, and asking does not make it so.",
     413: "The body passes the limit (`max_request_body`, `max_upload`).",
+    422: "The configuration has mistakes, and stays as it was.",
     429: "As many requests as may be are here already, for this model or by this key.",
     499: "An operator cancelled the request.",
     502: "The model server, or a peer, broke off before its answer began.",

@@ -122,6 +122,11 @@ DOCUMENT: Final = Contract("about", {JSON: ""})
 UNLOAD_ALL: Final = Contract("operations", {JSON: "Done"}, fails=(503,), note="Answers when their processes are gone.")
 UNLOAD: Final = Contract("operations", {TEXT: ""}, fails=(404, 503), note="Answers when its process is gone.")
 LOAD: Final = Contract("operations", {JSON: "Loaded"}, fails=(404, 503), note="Answers when it is ready.")
+RELOAD: Final = Contract(
+    "operations", {JSON: "Reloaded"}, fails=(409, 422, 503),
+    note="Answers what has changed once it is in effect; servers that have to end may still finish what they serve.  "
+    "With mistakes nothing changes, and `error.mistakes` lists all of them.",
+)  # fmt: skip
 IN_FLIGHT: Final = Contract("operations", {JSON: "InFlight"})
 CANCEL: Final = Contract("operations", {JSON: "Done"}, fails=(404,))
 PROFILES: Final = Contract("profiles", {JSON: "Profiles"})

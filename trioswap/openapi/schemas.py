@@ -240,6 +240,23 @@ _MODELS: Final[dict[str, Schema]] = {
 _OPERATIONS: Final[dict[str, Schema]] = {
     "Done": _object("It is done.", {"msg": {"const": "ok"}}),
     "Loaded": _object("It is ready.", {"msg": {"const": "ok"}, "model": _about(_TEXT, "Its real name.")}),
+    "Reloaded": _object(
+        "What has changed.",
+        {
+            "added": _about(_list(_TEXT), "Models."),
+            "removed": _about(_list(_TEXT), "Models."),
+            "restarted": _about(
+                {"type": "object", "additionalProperties": _list(_TEXT)},
+                "Models whose server, if it runs, is replaced, and the keys that changed.",
+            ),
+            "updated": _about(
+                {"type": "object", "additionalProperties": _list(_TEXT)},
+                "Models whose server goes on, and the keys that changed.",
+            ),
+            "settings": _about(_list(_TEXT), "Keys beside the models, which hold from now on."),
+            "later": _about(_list(_TEXT), "Keys that count when the daemon is started again."),
+        },
+    ),
     "Profiles": _object(
         "Sorted by id.", {"active": _about({"type": ["string", "null"]}, "Its id."), "profiles": _list(ref("Profile"))}
     ),

@@ -50,6 +50,10 @@ class Budget:
             device: max(self._whole.get(device, 0), size) for device, size in {**self._whole, **sizes}.items()
         }
 
+    def replace(self, sizes: Mapping[str, int], whole: Mapping[str, int]) -> None:
+        """By another configuration *sizes* are usable now, and *whole* at best, in bytes on each device."""
+        self.sizes, self._whole = dict(sizes), dict(whole)
+
     def overcommitted(self, resident: Mapping[str, Holding]) -> dict[str, int]:
         """By how many bytes *resident* exceed the budget, for each device where they do."""
         over = {device: held - self.sizes.get(device, 0) for device, held in _held(resident).items()}

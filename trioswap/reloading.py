@@ -1,0 +1,195 @@
+"""A new configuration for the daemon that runs: read, compared, taken over in one step, or rejected whole.
+
+Whoever has begun with the old one ends with it: requests keep their `Services`.  What becomes of
+model servers is the business of `arrangement`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import attrs
+import trio
+
+from trioswap import logsetup
+from trioswap.access import Keyring
+from trioswap.api import Services
+from trioswap.config import Config
+from trioswap.config.changes import Changes, compare, effective
+from trioswap.cors import Cors
+from trioswap.errors import ConfigError, NothingToReload, ShuttingDown, TrioswapError
+from trioswap.names import Names
+from trioswap.remote import Peer
+from trioswap.state import State
+from trioswap.tls import Certificates
+from trioswap.watching import Watch
+
+logger = logging.getLogger(__name__)
+
+# Seconds between two looks whether requests to a peer that was removed are over.
+PEER_LOOK: Final = 1.0
+
+
+@attrs.define(eq=False)
+class _Round:
+    """One reload, for all who asked for it before it began: the files are read when it does."""
+
+    changes: Changes | None = None
+    failure: TrioswapError | None = None
+    over: trio.Event = attrs.field(factory=trio.Event)
+
+
+@attrs.define(eq=False)
+class Reloader:
+    """Takes over new configurations, one after the other.
+
+    Who asks while one is being taken over is served by the next one, however many ask: it reads
+    what is there by then, so the last change wins.
+    """
+
+    services: Services
+    state: State
+    reread: Callable[[Config], Config] | None = None
+    """Reads the files again, in a thread; the models of the one that it is given keep their ports."""
+    certificates: Certificates | None = None
+    preload: Callable[[str], Awaitable[None]] | None = None
+    _wanted: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _next: _Round = attrs.field(factory=_Round, init=False)
+    _peers: dict[Peer, trio.CancelScope] = attrs.field(factory=dict, init=False)
+
+    @property
+    def config(self) -> Config:
+        """The one that is in effect."""
+        return self.services.now.config
+
+    def ask(self) -> None:
+        """Reload soon; what comes of it is logged."""
+        if self.reread is None:
+            logger.warning("nothing is reloaded: %s", NothingToReload().message)
+        self._wanted.set()
+
+    async def reload(self) -> Changes:
+        """Reload, and return what has changed once that is in effect; also if who asks does not wait for it.
+
+        Raises:
+            ConfigError: the new configuration has mistakes, and the old one stays.
+            NothingToReload: there are no files.
+            ShuttingDown: it is too late.
+        """
+        if self.reread is None:
+            raise NothingToReload
+        if self.services.fleet.closing.is_set():
+            raise ShuttingDown
+        round_ = self._next
+        self._wanted.set()
+        await round_.over.wait()
+        if round_.changes is None:
+            match round_.failure:  # a new one for each who asked
+                case ConfigError() as exc:
+                    raise ConfigError(exc.source, exc.mistakes)
+                case _:
+                    raise ShuttingDown
+        return round_.changes
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Take over what comes, until the daemon ends; owns the peers."""
+        async with trio.open_nursery() as nursery:
+            self._run_peers(nursery, self.services.routing.peers)
+            task_status.started()
+            with trio.CancelScope() as reloads:
+                nursery.start_soon(_cancel_when, self.services.fleet.closing, reloads)
+                await self._take_turns(nursery)
+            self._next.over.set()  # nobody has to wait any more
+
+    async def watch(self, watch: Watch) -> None:
+        """Reload whenever the files have changed; never returns."""
+        while True:
+            changed = await watch.wait_changed()
+            logger.info("changed: %s", ", ".join(map(str, changed)))
+            self.ask()
+
+    async def _take_turns(self, nursery: trio.Nursery) -> None:
+        while True:
+            await self._wanted.wait()
+            round_, self._next, self._wanted = self._next, _Round(), trio.Event()
+            if self.reread is None:
+                continue
+            try:
+                round_.changes = await self._take_over(self.reread, nursery)
+            except TrioswapError as exc:
+                logger.error("nothing is reloaded, the configuration stays as it was: %s", exc.message)
+                round_.failure = exc
+            except Exception as exc:  # a bug in reading one file must not end the daemon
+                logger.exception("nothing is reloaded, the configuration stays as it was")
+                round_.failure = ConfigError("configuration", [f"internal error: {exc!r}"])
+            finally:
+                round_.over.set()
+
+    async def _take_over(self, reread: Callable[[Config], Config], nursery: trio.Nursery) -> Changes:
+        old, services = self.config, self.services.now
+        new = await trio.to_thread.run_sync(reread, old, abandon_on_cancel=True)
+        changes, config = compare(old, new), effective(old, new)
+        if not changes.nothing:
+            await services.fleet.reload(config, changes)
+            # The rest belongs to the same step: nothing awaits.
+            self.state.renew(config)
+            self._replace(services, config, changes, nursery)
+        logger.info("reloaded: %s", changes)
+        return changes
+
+    def _replace(self, services: Services, config: Config, changes: Changes, nursery: trio.Nursery) -> None:
+        old_peers = services.routing.peers
+        peers = {
+            name: old_peers[name]
+            for name, peer in config.peers.items()
+            if name in old_peers and old_peers[name].config == peer
+        }
+        fresh = {name: Peer(peer) for name, peer in config.peers.items() if name not in peers}
+        # The active profile is none again, as after a reload of llama-swap (surface reference, glossary).
+        routing = services.routing.renewed(Names(config), {**peers, **fresh})
+        services.quotas.config = config
+        services.succeed(
+            attrs.evolve(services, config=config, routing=routing, keyring=Keyring.of(config), cors=Cors.of(config))
+        )
+        self._run_peers(nursery, fresh)
+        for name, peer in old_peers.items():
+            if name not in peers:
+                self._peers.pop(peer).cancel(reason="the peer is not configured any more")
+                nursery.start_soon(self._close, peer, frozenset(services.tracker.rows))
+        if "log_level" in changes.settings:
+            logsetup.set_level(config.log_level)
+        if self.certificates is not None and config.tls is not None and "tls" in changes.settings:
+            self.certificates.config = config.tls
+            self.certificates.reload()
+        self._preload(nursery, config, services.config)
+        services.events.stir()
+
+    def _preload(self, nursery: trio.Nursery, config: Config, old: Config) -> None:
+        for name in config.hooks.preload:
+            if self.preload is not None and name not in old.hooks.preload:
+                nursery.start_soon(self.preload, name)
+
+    def _run_peers(self, nursery: trio.Nursery, peers: Mapping[str, Peer]) -> None:
+        for peer in peers.values():
+            self._peers[peer] = scope = trio.CancelScope()
+            nursery.start_soon(_run_peer, peer, scope)
+
+    async def _close(self, peer: Peer, users: frozenset[int]) -> None:
+        """Close *peer* once none of the requests that were under way when it was removed is."""
+        try:
+            while users & self.services.tracker.rows.keys():  # noqa: ASYNC110 - seldom, and nobody waits for it
+                await trio.sleep(PEER_LOOK)
+        finally:
+            await peer.aclose()  # bounded, and shielded
+
+
+async def _run_peer(peer: Peer, scope: trio.CancelScope) -> None:
+    with scope:
+        await peer.run()
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel(reason="shutdown")
