@@ -93,6 +93,13 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def simulate(session: nox.Session) -> None:
+    """The whole control plane on a mock clock, with faults, from seeds; options: -- --seed N --hours H, or --mutants."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/simulate.py", *session.posargs)
+
+
+@nox.session
 def npm(session: nox.Session) -> None:
     """The npm packages of OpenAI and Anthropic against a daemon, through loads and swaps; needs Node."""
     session.install("-e", ".[test]")

@@ -1060,14 +1060,14 @@ async def test_a_program_that_is_not_loaded_in_time_is_a_failed_start(run, dead_
 
 async def test_what_comes_late_is_not_killed_if_it_must_not_be(run, dead_disk):
     """It gets the stop signal."""
-    child = run("sleep", "1000", health_check_timeout=GRACE, never_kill=True, stop_signal=signal.SIGINT)
+    child = run("sleep", "1000", health_check_timeout=GRACE, never_kill=True, stop_signal=signal.SIGUSR1)
     await fail(child)
     late = await dead_disk.comes_back()
     with trio.fail_after(PATIENCE):
         while late.returncode is None:
             await trio.lowlevel.checkpoint()
 
-    assert late.returncode == -signal.SIGINT
+    assert late.returncode == -signal.SIGUSR1
 
 
 async def test_a_spawn_that_hangs_holds_no_cancellation_up(run, dead_disk, monkeypatch):

@@ -60,6 +60,8 @@ class Secured:
         self.authority.configure_trust(context)
         context.maximum_version = newest
         context.set_alpn_protocols(protocols)
+        # Python 3.11 up to 3.11.3 takes a connection that just ends for one that was closed, unless it is told not to.
+        context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         return context
 
     async def connect(self, *protocols, newest=ssl.TLSVersion.TLSv1_3, **options):
