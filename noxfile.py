@@ -94,7 +94,7 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """The whole control plane on a mock clock, with faults, from seeds; options: -- --seed N --hours H, or --mutants."""
+    """The whole control plane on a mock clock, with faults, from seeds; -- --seed N --hours H, or -- --mutants."""
     session.install("-e", ".[test]")
     session.run("python", "tests/simulate.py", *session.posargs)
 
