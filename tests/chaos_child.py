@@ -4,9 +4,9 @@
 
 In DIRECTORY each file is a JSON list of more flags; a start takes the first and removes it.  In an answer
 "token" is what the request's script says, else its header x-chaos-token, and "sum" the CRC of its body; the
-chunks of a stream have the token, their number, and how many there are.  Two more flags are for answers:
-`token`, and `nonsense`, bytes that are no HTTP.  A websocket's message "!who" is answered with the name, and
-then as always.
+chunks of a stream have the token, their number, and how many there are.  Three more flags are for answers:
+`token`; `nonsense`, bytes that are no HTTP; and `die-behind`, a text of a stream with which it ends: nothing behind
+it is sent.  A websocket's message "!who" is answered with the name, and then as always.
 """
 
 # As little as possible is imported, for it starts again and again:
@@ -22,7 +22,9 @@ import model_websocket
 
 model_server.FLAGS["token"] = ""
 model_server.FLAGS["nonsense"] = False
+model_server.FLAGS["die-behind"] = ""
 _answer, _completion, _chunk = model_server.answer, model_server.completion, model_server.chunk
+_stream = model_server.stream
 _misbehave = model_websocket._misbehave
 
 
@@ -31,6 +33,26 @@ def answer(connection, request, options):
         connection.sendall(b"\x16\x03\x01 what would you like?\r\n\r\n")
         return False
     return _answer(connection, request, options)
+
+
+class Ending:
+    """A connection on which a certain text is the last."""
+
+    def __init__(self, connection, last):
+        self.connection, self.last = connection, last.encode()
+
+    def __getattr__(self, name):
+        return getattr(self.connection, name)
+
+    def sendall(self, data):
+        before, found, _ = data.partition(self.last)
+        self.connection.sendall(before + found)
+        if found:
+            os._exit(model_server.DIED)
+
+
+def stream(connection, options):
+    return _stream(Ending(connection, options.die_behind) if options.die_behind else connection, options)
 
 
 def completion(request, options):
@@ -63,5 +85,6 @@ def more_flags(directory):
 if __name__ == "__main__":
     sys.argv[1:] = sys.argv[2:] + more_flags(sys.argv[1])
     model_server.answer, model_server.completion, model_server.chunk = answer, completion, chunk
+    model_server.stream = stream
     model_websocket._misbehave = misbehave
     model_server.main()

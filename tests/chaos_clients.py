@@ -103,12 +103,13 @@ class Clients:
         message: Message,
         *,
         own_fault: bool = False,
+        cancelled: bool = False,
         meanwhile: Meanwhile = never,
         small_buffer: bool = False,
     ) -> tuple[Verdict | None, str]:
         """Send *message* and judge what comes back; None when the client left (`meanwhile` said so).
 
-        *own_fault*: the server was told to break this very answer.
+        *own_fault*: the server was told to break this very answer; *cancelled*: an operator tries to end it.
         """
         since, got = trio.current_time(), Got()
         self.under_way += 1
@@ -121,7 +122,7 @@ class Clients:
             self.under_way -= 1
             got.seconds = trio.current_time() - since
         server = own_fault or self.world.was_touched(message.asked.model, since)
-        return self._judged(message.asked, got, Excuses(self.world.was_down(since), server))
+        return self._judged(message.asked, got, Excuses(self.world.was_down(since), server, cancelled))
 
     async def socket(self, model: str, messages: int, end: str = "") -> tuple[Verdict | None, str]:
         """Talk by websocket; *end* is "reset", or a message after which the server ends it in its own way."""

@@ -90,6 +90,15 @@ async def answer_goes_wrong(chaos: Chaos, rng: Random, streams: bool, **script: 
     return verdict in (Verdict.ERROR, Verdict.BROKEN)
 
 
+async def dies_behind_the_last(chaos: Chaos, rng: Random) -> bool:
+    """All has been said but that it is all: nothing is missing, and the stream ends as if nothing had happened."""
+    model = some(rng)
+    message = chaos.clients.stream(model, 3, die_behind="[DONE]\n\n")
+    with chaos.world.touching(model):
+        verdict, _ = await chaos.clients.send(message, own_fault=True)
+    return verdict is Verdict.ANSWERED
+
+
 async def hangs_mid_stream(chaos: Chaos, rng: Random) -> bool:
     model, since = some(rng), trio.current_time()
 
@@ -285,7 +294,7 @@ async def cancels(chaos: Chaos, rng: Random) -> bool:
         return False
 
     message = chaos.clients.stream(some(rng), 60, chunk_delay=0.05)
-    verdict, _ = await chaos.clients.send(message, own_fault=True, meanwhile=enough)
+    verdict, _ = await chaos.clients.send(message, cancelled=True, meanwhile=enough)
     if done == [True] and verdict is Verdict.ANSWERED:
         chaos.problem(f"{message.asked.token} was cancelled and answered all the same")
     return done == [True]
@@ -479,6 +488,8 @@ KINDS: dict[str, tuple[Kind, int]] = {
     "child: a stranger has its port": (stranger_on_port, 2),
     "child: crashes on a request": (partial(answer_goes_wrong, streams=False, die_on_request=True), 4),
     "child: crashes mid-stream": (partial(answer_goes_wrong, streams=True, die_mid_stream=2), 4),
+    "child: dies within an event": (partial(answer_goes_wrong, streams=True, die_behind='"number": 2'), 4),
+    "child: dies behind its last event": (dies_behind_the_last, 4),
     "child: is killed from outside": (killed_from_outside, 6),
     "child: is stopped and goes on": (stops_for_a_while, 4),
     "child: hangs on a request": (partial(answer_goes_wrong, streams=False, hold=True), 2),

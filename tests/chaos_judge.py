@@ -1,7 +1,8 @@
 """What became of a request of `chaos.py`: answered, told what went wrong, broken off, or lost.  No I/O.
 
 An answer that ends cleanly must be whole, and the own one; an error must be readable, in our shape.
-A connection that breaks is fine only where something was done that breaks connections.
+A connection that breaks is fine only where something was done that breaks connections; that of a stream, which
+can say what is wrong, only where it was done to the daemon, or an operator ended it.
 """
 
 from __future__ import annotations
@@ -43,10 +44,11 @@ class Verdict(enum.Enum):
     ABSENT = "found no daemon while it was down"
     LOST = "lost"
     FOREIGN = "foreign answer"
+    GARBLED = "garbled stream"
     INTERNAL = "internal error"
 
 
-BAD = (Verdict.LOST, Verdict.FOREIGN, Verdict.INTERNAL)
+BAD = (Verdict.LOST, Verdict.FOREIGN, Verdict.GARBLED, Verdict.INTERNAL)
 
 
 @attrs.frozen
@@ -85,6 +87,8 @@ class Excuses:
     """The daemon was killed or stopped, or not yet there again."""
     server: bool = False
     """Something happened to the model server, or to this request there, after which its answer cannot go on."""
+    operator: bool = False
+    """An operator may have ended this very request."""
 
 
 Judgement = tuple[Verdict, str]
@@ -95,20 +99,23 @@ def judge(asked: Asked, got: Got, excuses: Excuses) -> Judgement:
     if any(token.decode() != asked.token for token in _TOKENS.findall(got.body)):
         return Verdict.FOREIGN, "the token of another request"
     if got.end is not End.CLEAN or got.status is None:
-        return _unfinished(got, excuses)
+        return _unfinished(asked, got, excuses)
     if got.status != 200:
         return _error(got)
     return (_stream if asked.kind is Kind.STREAM else _whole)(asked, got)
 
 
-def _unfinished(got: Got, excuses: Excuses) -> Judgement:
-    begun = got.status is not None
-    # Before its first byte a failure must become a status, whatever happened to the model server (I14).
+def _unfinished(asked: Asked, got: Got, excuses: Excuses) -> Judgement:
+    # Before its first byte a failure must become a status, whatever happened to the model server (I14), and
+    # a stream of events, none of which is large here, can always end with one that says what has happened.
+    begun, can_tell = got.status is not None, asked.kind is Kind.STREAM and got.status == 200
+    may_break = excuses.daemon or (begun and (excuses.operator or (excuses.server and not can_tell)))
     if got.end is End.REFUSED and excuses.daemon:
         return Verdict.ABSENT, got.end.value
-    if got.end is not End.SILENT and (excuses.daemon or (begun and excuses.server)):
+    if got.end is not End.SILENT and may_break:
         return Verdict.BROKEN, got.end.value
-    return Verdict.LOST, f"{got.end.value}, status {got.status}, {len(got.body)} bytes, {got.seconds:.1f} s"
+    number, last = got.headers.get("x-request-id"), got.body[-80:]
+    return Verdict.LOST, f"{got.end.value}, {got.status}, {got.seconds:.1f} s, {number}, behind {last!r}"
 
 
 def _error(got: Got) -> Judgement:
@@ -136,13 +143,18 @@ def _whole(asked: Asked, got: Got) -> Judgement:
 
 
 def _stream(asked: Asked, got: Got) -> Judgement:
-    texts = [line.removeprefix(b"data: ") for line in got.body.split(b"\n") if line.startswith(b"data: ")]
-    done = bool(texts) and texts[-1].strip() == b"[DONE]"
-    events = [_object(text) for text in (texts[:-1] if done else texts)]
+    texts = _data(got.body)
+    done = _DONE in texts
+    if done and texts.index(_DONE) != len(texts) - 1:
+        return Verdict.GARBLED, f"an event behind [DONE]: {texts[texts.index(_DONE) + 1]!r}"
+    events = [_object(text) for text in texts if text != _DONE]
+    if {} in events:
+        return Verdict.GARBLED, f"a torn event: {texts[events.index({})]!r}"
     failed = bool(events) and isinstance(events[-1].get("error"), dict)
     chunks = events[:-1] if failed else events
-    if any((each.get("model"), each.get("token")) != (asked.model, asked.token) for each in chunks):
-        return Verdict.FOREIGN, "an event of another stream"
+    for each in chunks:
+        if (each.get("model"), each.get("token")) != (asked.model, asked.token):
+            return Verdict.FOREIGN, f"an event of another stream: {each}"
     if [each.get("number") for each in chunks] != list(range(len(chunks))):
         return Verdict.LOST, "events are missing, or in another order"
     if failed:
@@ -150,6 +162,15 @@ def _stream(asked: Asked, got: Got) -> Judgement:
     if not done or len(chunks) != asked.chunks:
         return Verdict.LOST, f"ended cleanly after {len(chunks)} of {asked.chunks} events, [DONE]: {done}"
     return Verdict.ANSWERED, ""
+
+
+_DONE = b"[DONE]"
+
+
+def _data(body: bytes) -> list[bytes]:
+    """What the events say, without comments; the last may lack the blank line that makes it an event."""
+    *events, rest = body.split(b"\n\n")
+    return [each.removeprefix(b"data: ") for each in events if not each.startswith(b":")] + ([rest] if rest else [])
 
 
 def _object(text: bytes) -> dict:

@@ -254,6 +254,12 @@ class World:
         descriptors = len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
         return Figures(descriptors, int(status["Threads"]), int(status["VmRSS"].split()[0]) * 1024)
 
+    def waited(self) -> float:
+        """Seconds that the daemon could have run, but others had the processors (sched-stats, /proc/PID/schedstat)."""
+        with suppress(OSError):
+            return int(Path(f"/proc/{self.pid}/schedstat").read_text().split()[1]) / 1e9
+        return 0.0
+
     def ports_taken(self) -> list[int]:
         """The models' ports on which somebody listens (proc_net_tcp; 0A is TCP_LISTEN)."""
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]

@@ -15,7 +15,7 @@ from chaos_judge import BAD, Asked, End, Excuses, Got, Kind, Tally, Verdict, jud
 from chaos_world import BUDGET, MARKER, MODELS, NEED, RUN, World
 from children import PATIENCE, running
 
-NOTHING, DAEMON, SERVER = Excuses(), Excuses(daemon=True), Excuses(server=True)
+NOTHING, DAEMON, SERVER, OPERATOR = Excuses(), Excuses(daemon=True), Excuses(server=True), Excuses(operator=True)
 WHOLE = Asked("t1", "ant", Kind.JSON)
 STREAM = Asked("t1", "ant", Kind.STREAM, chunks=2)
 UPLOAD = Asked("t1", "ant", Kind.UPLOAD, sum=7)
@@ -78,7 +78,7 @@ def test_an_error_that_can_be_read_is_one(asked, came):
     ],
 )
 def test_the_answer_of_another_is_foreign_whatever_the_excuse(asked, came):
-    for excuses in (NOTHING, DAEMON, SERVER):
+    for excuses in (NOTHING, DAEMON, SERVER, OPERATOR):
         assert judge(asked, came, excuses)[0] is Verdict.FOREIGN
 
 
@@ -104,7 +104,7 @@ def test_the_answer_of_another_is_foreign_whatever_the_excuse(asked, came):
     ],
 )
 def test_what_is_no_answer_is_lost_whatever_the_excuse(asked, came):
-    for excuses in (NOTHING, DAEMON, SERVER):
+    for excuses in (NOTHING, DAEMON, SERVER, OPERATOR):
         assert judge(asked, came, excuses)[0] is Verdict.LOST
 
 
@@ -112,23 +112,49 @@ def test_what_is_no_answer_is_lost_whatever_the_excuse(asked, came):
 def test_a_connection_may_break_before_an_answer_only_with_the_daemon(end):
     fine = {End.BROKEN: Verdict.BROKEN, End.REFUSED: Verdict.ABSENT}[end]
 
-    verdicts = [judge(WHOLE, got(end=end, status=None), excuses)[0] for excuses in (NOTHING, SERVER, DAEMON)]
+    excuses = (NOTHING, SERVER, OPERATOR, DAEMON)
+    verdicts = [judge(WHOLE, got(end=end, status=None), each)[0] for each in excuses]
 
-    assert verdicts == [Verdict.LOST, Verdict.LOST, fine]
+    assert verdicts == [Verdict.LOST, Verdict.LOST, Verdict.LOST, fine]
 
 
-def test_an_answer_that_has_begun_may_break_with_its_server_too():
-    came = got(events(FIRST, done=False), End.BROKEN)
+@pytest.mark.parametrize(
+    ("asked", "came", "with_server"),
+    [
+        (WHOLE, got(answer()[:9], End.BROKEN), Verdict.BROKEN),
+        (STREAM, got(events(FIRST, done=False), End.BROKEN), Verdict.LOST),  # it could have said what was wrong
+        (STREAM, got(FAILED[:9], End.BROKEN, status=502), Verdict.BROKEN),
+    ],
+)
+def test_an_answer_that_has_begun_may_break_with_its_server_too_unless_it_is_a_stream(asked, came, with_server):
+    verdicts = [judge(asked, came, excuses)[0] for excuses in (NOTHING, SERVER, DAEMON, OPERATOR)]
 
-    assert [judge(STREAM, came, excuses)[0] for excuses in (NOTHING, SERVER, DAEMON)] == [
-        Verdict.LOST,
-        Verdict.BROKEN,
-        Verdict.BROKEN,
-    ]
+    assert verdicts == [Verdict.LOST, with_server, Verdict.BROKEN, Verdict.BROKEN]
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (events(FIRST, done=False) + b'data: {"id\n\n' + events(FAILED, done=False), "torn event: b'{\"id'"),
+        (events(FIRST, done=False) + b'data: {"id', "torn event: b'data: {\"id'"),
+        (events(FIRST, done=False) + b'data: {"id' + events(FAILED, done=False), "torn event: b'{\"iddata: "),
+        (b"da" + events(FAILED, done=False), "torn event: b'dadata: "),
+        (b"data: 5\n\n", "torn event: b'5'"),
+        (events(FIRST, SECOND)[:-1], "torn event: b'data: [DONE]\\n'"),
+        (events(FIRST, SECOND) + events(FAILED, done=False), 'event behind [DONE]: b\'{"src"'),
+        (events(FIRST, SECOND) + b"da", "event behind [DONE]: b'da'"),
+    ],
+)
+def test_what_is_no_event_is_garbled_whatever_the_excuse(body, told):
+    """And nobody else's: the bytes are told, so that it can be seen what they are."""
+    for excuses in (NOTHING, DAEMON, SERVER, OPERATOR):
+        verdict, why = judge(STREAM, got(body), excuses)
+        assert verdict is Verdict.GARBLED
+        assert told in why
 
 
 def test_an_internal_error_is_no_excuse():
-    for excuses in (NOTHING, DAEMON, SERVER):
+    for excuses in (NOTHING, DAEMON, SERVER, OPERATOR):
         assert judge(WHOLE, got(FAILED, status=500), excuses)[0] is Verdict.INTERNAL
 
 
@@ -141,7 +167,7 @@ def test_what_is_bad_is_a_problem_and_everything_is_counted():
 
     assert tally.sent == 4
     assert [text.partition(":")[0] for text in tally.problems] == ["foreign answer", "lost"]
-    assert {Verdict.LOST, Verdict.FOREIGN, Verdict.INTERNAL} == set(BAD)
+    assert {Verdict.LOST, Verdict.FOREIGN, Verdict.GARBLED, Verdict.INTERNAL} == set(BAD)
 
 
 # ---- the order -------------------------------------------------------------------------------

@@ -149,6 +149,18 @@ async def test_serve_from_start_to_stop(tmp_path):
         assert await running_daemon.process.stdout.receive_some() == b""
 
 
+async def test_signals_until_the_very_end(tmp_path):
+    """Who asks again and again, and once more when all but the exit is done, gets the exit code of a clean stop."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        async with daemon("serve", "-c", write_config(tmp_path, {"a": scripted()})) as served:
+            served.process.terminate()
+            with trio.fail_after(PATIENCE):
+                while served.process.poll() is None:
+                    served.process.send_signal(number)
+                    await trio.lowlevel.checkpoint()
+            assert served.process.returncode == 0
+
+
 async def test_stdout_that_nobody_reads(tmp_path):
     """A full pipe as standard output holds up neither the start nor the exit."""
     reader, writer = os.pipe()

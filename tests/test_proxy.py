@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 
 import h11
@@ -12,6 +14,7 @@ import pytest
 import trio
 from children import MODEL_SERVER, free_port
 from daemons import (
+    Client,
     at_once,
     by_hand,
     chat,
@@ -26,10 +29,12 @@ from daemons import (
     scripted,
     speakers,
 )
+from trio.testing import wait_all_tasks_blocked
 
 CHAT = "/v1/chat/completions"
 # Of the clock, for what takes a hundredth of it: a client that left is noticed at once.
 NOTICED = 1.0
+CHAOS_CHILD = MODEL_SERVER.with_name("chaos_child.py")
 
 
 async def stream_of(port: int, model: str, **script: object) -> list[str]:
@@ -259,27 +264,104 @@ async def test_a_truncated_answer_has_no_clean_end():
         assert await is_running(served.port, "a", state="ready")
 
 
+def breaks(directory, last: str) -> dict[str, object]:
+    """A model server of which *last* is the last that anybody gets of a stream."""
+    port = free_port()
+    flags = ["--port", str(port), "--name", "a", "--die-behind", last]
+    return {
+        "cmd": [sys.executable, "-S", "-E", str(CHAOS_CHILD), str(directory), *flags],
+        "proxy": f"http://127.0.0.1:{port}",
+    }
+
+
+@pytest.mark.parametrize("last", ["da", 'data: {"id', '"number": 2, "of": 5}', '"number": 2, "of": 5}\n'])
+async def test_a_server_that_dies_within_an_event(tmp_path, last):
+    """Nothing of that event reaches the client, so that what is wrong can be told, and read."""
+    async with daemon({"a": breaks(tmp_path, last)}) as served:
+        answer = await fetch(served.port, "POST", CHAT, chat("a", stream=True, chunks=5, chunk_delay=0.01))
+    *events, failed = [json.loads(each.removeprefix("data: ")) for each in answer.text.strip().split("\n\n")]
+    assert [event["number"] for event in events] == list(range(2 if "number" in last else 0))
+    assert "failed while it handled the request" in failed["error"]["message"]
+
+
+async def test_a_server_that_dies_behind_the_end_of_its_stream(tmp_path):
+    """Nothing is missing, so nobody is told of a failure: the stream is as it is when all goes well."""
+    async with daemon({"a": breaks(tmp_path, "data: [DONE]\n\n")}) as served:
+        assert await stream_of(served.port, "a", chunks=3) == ["a", "a", "a", "[DONE]"]
+
+
+EVENTS = [("content-type", "text/event-stream")]
+FAILED = "failed while it handled the request"
+
+
 @pytest.mark.parametrize(
     ("sent", "end"),
     [
-        (b'data: {"model": "a"}\n\n', "failed while it handled the request"),
-        (b'data: {"mod', "broken off"),
-        (b'data: {"model": "a"}\n', "broken off"),
-        (b"", "failed while it handled the request"),
+        ([b'data: {"model": "a"}\n\n'], FAILED),
+        ([b'data: {"mod'], FAILED),
+        ([b'data: {"model": "a"}\n'], FAILED),
+        ([b'data: {"model": "a"}\n\ndata: {"mod'], FAILED),
+        ([b'data: {"mod', b'el": "a"}\n\n'], FAILED),
+        ([b'data: {"mod', b'el": "a', b'"}\n\n'], FAILED),
+        ([b'data: {"mod', b'el": "a'], "broken off"),  # more than is kept back
+        ([], FAILED),
     ],
 )
 async def test_a_truncated_stream_ends_with_an_error_event_where_one_can_stand(sent, end):
-    """Between two events; within one it would become part of it, so there the connection breaks."""
+    """Behind a whole event; within one it would become part of it, so there the connection breaks."""
+    assert await ending_of_stream(EVENTS, sent) == end
+
+
+@pytest.mark.parametrize(
+    ("sent", "more"),
+    [([], ("content-encoding", "gzip")), ([b"data: 1\n\n"], ("content-length", "30"))],
+    ids=["encoded", "of a certain length"],
+)
+async def test_a_truncated_stream_to_which_nothing_can_be_added(caplog, sent, more):
+    """Plain words mean nothing between encoded ones, and none go beyond the length that was declared."""
+    assert await ending_of_stream([*EVENTS, more], sent) == "broken off"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+@asynccontextmanager
+async def streaming(headers: list[tuple[str, str]], sent: list[bytes]) -> AsyncIterator[tuple[Client, Client]]:
+    """The client and the model server of a stream of which *sent* has come, piece by piece."""
     async with by_hand() as server, daemon({"a": server}) as served, await connect(served.port) as client:
         await client.ask("POST", CHAT, chat("a", stream=True))
         async with await server.accept() as model:
-            head = h11.Response(status_code=200, headers=[("content-type", "text/event-stream")])
-            await model.send(head)
-            if sent:
-                await model.send(h11.Data(data=sent))
+            while not isinstance(await model.next_event(), h11.EndOfMessage):
+                pass
+            await model.send(h11.Response(status_code=200, headers=headers))
+            for piece in sent:
+                await model.send(h11.Data(data=piece))
+                await wait_all_tasks_blocked(0.01)
             assert (await client.head()).status_code == 200
-        assert end in await ending(client)
+            yield client, model
         await server.close()
+
+
+async def ending_of_stream(headers: list[tuple[str, str]], sent: list[bytes]) -> str:
+    """How the client's stream ends when its server's is broken off behind *sent*."""
+    async with streaming(headers, sent) as (client, model):
+        await model.stream.aclose()
+        end = await ending(client)
+    return FAILED if FAILED in end else end
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b"data: 1\n\n", b"data: 2"],
+        [b"data: 1\r\n", b"\r\ndata: 2\r\n", b"\r\n"],
+        [b"data: 1\n", b"data: 2\n", b"data: 3\n"],
+        [b": c\n\ndata: 1\n"],
+    ],
+)
+async def test_a_stream_that_ends_by_itself_is_passed_on_to_its_last_byte(pieces):
+    """Also when its last line is none."""
+    async with streaming(EVENTS, pieces) as (client, model):
+        await model.send(h11.EndOfMessage())
+        assert await client.rest() == b"".join(pieces)
 
 
 async def test_a_model_server_that_speaks_no_http_is_a_502():

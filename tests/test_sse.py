@@ -18,10 +18,10 @@ from trioswap.errors import LeaseCut, QueueTimedOut, StillLoading, TrioswapError
 from trioswap.messages import WaitView
 from trioswap.sse import (
     PROCESSING,
-    Boundary,
     Dialect,
     LoadingText,
     Progress,
+    WholeEvents,
     comment,
     dialect_of,
     error_event,
@@ -641,61 +641,116 @@ def test_dialects(path, dialect):
     assert dialect_of(path) is dialect
 
 
-# ---- boundaries ---------------------------------------------------------------------------------
+# ---- what may pass -------------------------------------------------------------------------------
+
+
+def passing(*pieces: bytes) -> list[bytes]:
+    """What may pass with each piece, and at the end."""
+    stream = WholeEvents()
+    return [*map(stream.feed, pieces), stream.rest()]
 
 
 @pytest.mark.parametrize(
-    ("chunks", "clean"),
+    ("pieces", "passes"),
     [
-        ([], True),
-        ([b""], True),
-        ([b"data: x\n\n"], True),
-        ([b"data: x\r\n\r\n"], True),
-        ([b"data: x\r\r"], True),
-        ([b"data: x\n", b"\n"], True),
-        ([b"data: x\r", b"\n"], False),
-        ([b"data: x\r", b"\n", b"\r", b"\n"], True),
-        ([b"data: x\n"], False),
-        ([b"data: x\n\nd"], False),
-        ([b"data: x\n\n", b"", b": c"], False),
-        ([b"data: x\n\n", b"data: y\r\n"], False),
-        ([b"\r\n"], True),
+        ([b"data: x\n\n"], [b"data: x\n\n", b""]),
+        ([b"data: x\r\n\r\n"], [b"data: x\r\n\r\n", b""]),
+        ([b"data: x\r\r"], [b"data: x\r\r", b""]),
+        ([b"data: x\n\ndata: y\n\nda"], [b"data: x\n\ndata: y\n\n", b"da"]),
+        ([b"data: x\n\nda", b"ta: y\n\n"], [b"data: x\n\n", b"data: y\n\n", b""]),
+        ([b"data: x\n", b"\n"], [b"", b"data: x\n\n", b""]),
+        ([b"data: x\r", b"\n", b"\r\n"], [b"", b"data: x\r\n", b"\r\n", b""]),
+        ([b"data: x\r\n\r", b"\n", b"data: y\n\n"], [b"data: x\r\n\r", b"\n", b"data: y\n\n", b""]),
+        ([b"\n", b"data: x\n\n"], [b"\n", b"data: x\n\n", b""]),
+        # One piece is kept, and no more: an event that is very large, and a stream without blank lines.
+        ([b"data: ", b"x", b"y", b"\n\n", b"da"], [b"", b"data: x", b"y", b"\n\n", b"", b"da"]),
+        ([b"data: x\n", b"data: y\n", b"data: z\n"], [b"", b"data: x\ndata: y\n", b"data: z\n", b""]),
     ],
 )
-def test_boundaries(chunks, clean):
-    """Behind a blank line, and at the beginning."""
-    boundary = Boundary()
-    for piece in chunks:
-        boundary.feed(piece)
-
-    assert boundary.is_clean is clean
+def test_events_pass_as_soon_as_they_are_whole(pieces, passes):
+    assert passing(*pieces) == passes
 
 
 @settings(derandomize=True, deadline=None, max_examples=500)
 @given(st.lists(st.lists(st.sampled_from([b"\r", b"\n", b"\r\n", b"x", b"data: x"]), max_size=6).map(b"".join)))
-def test_boundaries_however_it_is_cut(chunks):
-    """As if the whole stream had been cut into lines each time."""
-    boundary, stream = Boundary(), b""
-    for piece in chunks:
-        boundary.feed(piece)
-        stream += piece
-        lines = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+def test_what_passes_however_it_is_cut(pieces):
+    """Every byte once and in order, all events that are whole, and clean means behind a blank line."""
+    stream, fed, passed = WholeEvents(), b"", b""
+    for piece in pieces:
+        fed += piece
+        passed += stream.feed(piece)
 
-        assert boundary.is_clean == (not lines.strip(b"\n") or lines.endswith(b"\n\n"))
+        assert fed.startswith(passed)
+        assert stream.is_clean == is_between_events(passed)
+        assert last_blank_line(fed) <= len(passed)
+        assert piece.endswith(fed.removeprefix(passed)), "what is kept came with the last piece"
+    assert passed + stream.rest() == fed
+
+
+def is_between_events(stream: bytes) -> bool:
+    """As if all of it had been cut into lines."""
+    lines = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+    return not lines.strip(b"\n") or lines.endswith(b"\n\n")
+
+
+def last_blank_line(stream: bytes) -> int:
+    """Where it ends."""
+    return max(end for end in range(len(stream) + 1) if is_between_events(stream[:end]))
 
 
 @readers
-def test_an_error_at_a_boundary_is_seen(sayer, reader):
-    """Wherever the stream is cut, and `Boundary` says that it is clean, the error behind it raises."""
-    stream = b"".join(reader.stream[:2])
-    boundary, cut = Boundary(), []
-    for place in range(len(stream)):
-        if boundary.is_clean:
-            cut.append(place)
-        boundary.feed(stream[place : place + 1])
+def test_an_error_behind_what_has_passed_is_seen(sayer, reader):
+    """Wherever the stream is cut."""
+    pieces = reader.stream[:2]
+    cuts = []
+    for place in range(len(b"".join(pieces))):
+        stream = WholeEvents()
+        cuts.append(stream.feed(b"".join(pieces)[:place]))
+        assert stream.is_clean
 
-    assert cut == [0, len(reader.stream[0])]
-
-    for place in cut:
+    assert set(cuts) == {b"", pieces[0]}
+    for cut in set(cuts):
         with pytest.raises((openai.APIError, anthropic.APIStatusError), match="cut off"):
-            read(sayer, reader, stream[:place], error_event(reader.dialect, LeaseCut("qwen", "shutdown")))
+            read(sayer, reader, cut, error_event(reader.dialect, LeaseCut("qwen", "shutdown")))
+
+
+# ---- when it is over -----------------------------------------------------------------------------
+
+
+@readers
+@pytest.mark.parametrize("size", [1, 3, 10**6])
+def test_a_stream_is_over_behind_its_last_event_only(reader, size):
+    """However it is cut."""
+    text, stream, over = b"".join(reader.stream), WholeEvents(), []
+    for place in range(0, len(text), size):
+        stream.feed(text[place : place + size])
+        over.append(stream.is_over)
+
+    assert over == [False] * (len(over) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "over"),
+    [
+        ([], False),
+        ([b"data:[DONE]\r\n\r\n"], True),
+        ([b"data: [DONE]\n\n", b"\n"], True),
+        ([b"id: 7\nevent: response.incomplete\ndata: {}\n\n"], True),
+        ([b"event: response.failed\n", b"data: ", b"{}", b"\n\n"], True),
+        ([b"data: [DONE]\n\n", b"data: 1\n\n"], False),
+        ([b"data: [DONE]\n\n", b"data: ", b"1"], False),
+        ([b"data: [DONE]\n\n", b"data: ", b"1", b"\n\n"], False),
+        ([b"data: ", b"[DONE]", b"\n\ndata: 1\n\n"], False),
+        ([b"data: [DONE]\n\n", b"data: 1"], True),  # which is kept back
+        ([b"data: [DONE]\n"], False),
+        ([b"data: [DONE]\n", b"id: 1\n"], False),
+        ([b'data: {"text": "data: [DONE]"}\n\n'], False),
+        ([b"event: response.failed.not\ndata: {}\n\n"], False),
+    ],
+)
+def test_when_a_stream_is_over(pieces, over):
+    stream = WholeEvents()
+    for piece in pieces:
+        stream.feed(piece)
+
+    assert stream.is_over is over

@@ -7,8 +7,9 @@ belongs to the task that can be, and a drain deadline takes it back at once what
 client does (invariant I10).
 
 First-byte rule (I14): before the head of the response is sent, a failure becomes a proper
-status, or one retry when the model server died.  After it the response is broken off, or,
-in a stream of events that stands between two of them, ends with an error event.
+status, or one retry when the model server died.  After it the response is broken off; but
+a stream of events, which is passed on by whole events (`sse.WholeEvents`), ends with an
+error event, or, when its own last event has passed already, as if nothing had happened.
 
 A client that asked for a stream and waits gets the head of its stream early, and comments
 in it (`Manner`).  From then on the status is 200, whatever the model server says later.
@@ -89,6 +90,11 @@ class Head:
         plain = not any(name == b"content-encoding" for name, _ in self.headers)
         return self.status == 200 and self.is_events and plain
 
+    @property
+    def has_length(self) -> bool:
+        """Whether it has said how long its body is, so that nothing can be added."""
+        return any(name == b"content-length" for name, _ in self.headers)
+
 
 class End:
     """The response is complete."""
@@ -122,8 +128,8 @@ class _Relay:
     looked_at: float = -math.inf
     said_at: float = -math.inf
     text: sse.LoadingText | None = None
-    boundary: sse.Boundary | None = None
-    """Where the stream stands; None: no stream of events."""
+    events: sse.WholeEvents | None = None
+    """What of the stream may pass; None: no stream of events, or none that we could add to."""
 
     async def run(self) -> None:
         hand, take = trio.open_memory_channel[Piece](HAND_OVER)
@@ -186,11 +192,10 @@ class _Relay:
             async for piece in take:
                 match piece:
                     case bytes():
-                        if self.boundary is not None:
-                            self.boundary.feed(piece)
-                        await self.exchange.write(piece)
+                        if passes := piece if self.events is None else self.events.feed(piece):
+                            await self.exchange.write(passes)
                     case End():
-                        await self.exchange.finish()
+                        await self.exchange.finish(b"" if self.events is None else self.events.rest())
                     case TrioswapError():
                         return await self._fail(piece)
         return None
@@ -198,8 +203,8 @@ class _Relay:
     async def _start(self, head: Head) -> None:
         if self.text is not None and self.begun:
             await self._say(self.text.end(trio.current_time() - self.since))
-        if head.status == 200 and head.is_events:
-            self.boundary = self.boundary or sse.Boundary()
+        if head.continues_stream and not head.has_length:
+            self.events = sse.WholeEvents()
         if not self.begun:
             await self.exchange.start(head.status, [*_response_headers(head), *self._timing()])
 
@@ -207,8 +212,12 @@ class _Relay:
         """*error*, if it can still be the answer; else it ends what has begun."""
         if self.exchange.status is None:
             return error
+        if self.events is not None and self.events.is_over:
+            logger.info("failed behind its last event request=%s: %s", self.exchange.request_id, error)
+            await self.exchange.finish()
+            return None
         logger.warning("response broken off request=%s: %s", self.exchange.request_id, error)
-        if self.boundary is not None and self.boundary.is_clean:
+        if self.events is not None and self.events.is_clean:
             await self._say(sse.error_event(self.manner.dialect, error))
             await self.exchange.finish()
         return None
@@ -289,7 +298,7 @@ class _Relay:
         if not words:
             return
         if self.exchange.status is None:
-            self.begun, self.boundary = True, sse.Boundary()
+            self.begun, self.events = True, sse.WholeEvents()
             await self.exchange.start(200, _STREAM_HEAD)
         await self.exchange.write(words)
 

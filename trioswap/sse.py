@@ -224,7 +224,7 @@ def _chunk(ident: str, created: int, model: str, text: str) -> dict[str, Any]:
 
 
 def error_event(dialect: Dialect, error: TrioswapError) -> bytes:
-    """A failure after the stream has begun; it belongs at a `Boundary`, and nothing comes after it."""
+    """A failure after the stream has begun; it belongs where `WholeEvents` is clean, and nothing comes after it."""
     return _error(dialect, error.anthropic_body() if dialect is Dialect.MESSAGES else error.openai_body())
 
 
@@ -309,26 +309,74 @@ def _detail(detail: Any) -> str | None:
     return detail if isinstance(detail, str) else None
 
 
-# ---- where something may be put in ------------------------------------------------------------
+# ---- what may pass ---------------------------------------------------------------------------
+
+
+# Last events of streams: OpenAI's own, Anthropic's, and those of OpenAI responses.
+_LAST: Final = re.compile(
+    rb"(?:\A|[\r\n])(?:data: ?\[DONE\]|event: ?(?:message_stop|response\.(?:completed|incomplete|failed))[\r\n])"
+)
+# Bytes of an event that tell which one it is: its name comes first.
+_NAME_WITHIN: Final = 64
 
 
 @attrs.define(eq=False)
-class Boundary:
-    r"""Whether a passing stream stands between two events, that is, right behind a blank line, or at its beginning.
+class WholeEvents:
+    r"""Lets a passing stream through by whole events, so that it can be ended between two of them at any moment.
 
-    Lines end with \n, \r\n or \r (HTML standard, 9.2.5).  Only the last three bytes matter: the
-    line end of the blank line and one byte of the line end before it.
+    An event ends with a blank line, and lines end with \n, \r\n or \r (HTML standard, 9.2.5).  What stands behind
+    the last blank line is of no use to anybody yet and is kept back until the next piece.  When that does not
+    complete it either, it is very large, or the server knows no blank lines: then all passes as it comes, until
+    a blank line does.  So no more than one piece is kept, and nobody waits for more than the next one.
     """
 
-    _tail: bytes = attrs.field(default=b"\n\n", init=False)
+    is_clean: bool = attrs.field(default=True, init=False)
+    """Whether an event of ours may follow what was let through."""
+    _before: bytes = attrs.field(default=b"\n\n", init=False)
+    """The last two bytes that were let through; a stream begins as if behind a blank line."""
+    _kept: bytes = attrs.field(default=b"", init=False)
+    _begin: bytes = attrs.field(default=b"", init=False)
+    """Of the last event of which anything was let through: its first bytes."""
 
-    def feed(self, chunk: bytes) -> None:
-        """Take the next bytes, cut anywhere."""
-        self._tail = chunk[-3:] if len(chunk) >= 3 else (self._tail + chunk)[-3:]
+    def feed(self, piece: bytes) -> bytes:
+        """Take the next bytes, cut anywhere; those that may pass now."""
+        seen = self._before + self._kept + piece
+        end = _end_of_events(seen)
+        if end > 2:
+            passes, self._kept = seen[2:end], seen[end:]
+            self._note(passes)
+            self.is_clean = True
+        elif self.is_clean and not self._kept:
+            passes, self._kept = b"", piece
+        else:
+            passes, self._kept = seen[2:], b""
+            self._begin = ((b"" if self.is_clean else self._begin) + passes[:_NAME_WITHIN])[:_NAME_WITHIN]
+            self.is_clean = False
+        self._before = (self._before + passes)[-2:]
+        return passes
+
+    def rest(self) -> bytes:
+        """What is still kept back; it may pass when the stream has ended as it should, and only then."""
+        return self._kept
 
     @property
-    def is_clean(self) -> bool:
-        """Whether an event of ours may be put in here."""
-        tail = self._tail
-        before = tail[:-2] if tail.endswith(b"\r\n") else tail[:-1] if tail.endswith((b"\n", b"\r")) else b""
-        return before.endswith((b"\n", b"\r"))
+    def is_over(self) -> bool:
+        """Whether the stream has said itself that nothing more comes: whoever has that has the whole answer."""
+        return self.is_clean and _LAST.search(self._begin) is not None
+
+    def _note(self, passes: bytes) -> None:
+        """Remember how the last event of these bytes begins, of which the first may have begun before them."""
+        seen = self._before + passes
+        begin = max(2, _end_of_events(seen.rstrip(b"\r\n")))
+        if begin == 2 and not self.is_clean:
+            self._begin = (self._begin + passes)[:_NAME_WITHIN]
+        elif seen[begin:].strip(b"\r\n"):
+            self._begin = seen[begin : begin + _NAME_WITHIN]
+
+
+def _end_of_events(data: bytes) -> int:
+    """Where the last blank line of *data* ends; less than 2: it has none."""
+    if b"\r" not in data:  # as nearly always
+        return 2 + data.rfind(b"\n\n")
+    end = 2 + max(data.rfind(b"\n\n"), data.rfind(b"\n\r"), data.rfind(b"\r\r"))
+    return end + 1 if data[end - 1 : end + 1] == b"\r\n" else end

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -111,16 +111,34 @@ def run_daemon(
     from trioswap.logs import Logs
     from trioswap.logsetup import setup_logging
 
-    logs = Logs()
+    logs, ready = Logs(), _Ready(announcement)
 
     async def serve_to_the_end() -> None:
-        await daemon.serve(config, logs, reread, watch, task_status=_Ready(announcement))
-        # Nothing is left to hasten; the default action would make a clean stop look like a failure.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        with _unread_signals(ready):
+            await daemon.serve(config, logs, reread, watch, task_status=ready)
 
     with setup_logging(config, logs):
         trio.run(serve_to_the_end)
+
+
+@contextmanager
+def _unread_signals(ready: _Ready) -> Iterator[None]:
+    """Decide what becomes of the signals that the daemon does not read, in the block and behind it.
+
+    Before it is ready they do what they always do.  Later there are those that come when it has all but ended, and
+    get back to the handlers from before it (`trio.open_signal_receiver`): nothing is left to hasten, and
+    the default action would make a clean stop look like a failure.
+    """
+
+    def handler(number: int, _: object) -> None:
+        if not ready.is_so:
+            signal.signal(number, earlier[number])
+            signal.raise_signal(number)
+
+    earlier = {int(each): signal.signal(each, handler) for each in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number in earlier:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def with_tls(config: Config, cert_file: str | None, key_file: str | None) -> Config:
@@ -209,8 +227,10 @@ class _Ready:
 
     def __init__(self, announcement: Callable[[list[str]], str]) -> None:
         self.announcement = announcement
+        self.is_so = False
 
     def started(self, value: list[str] | None = None) -> None:
+        self.is_so = True
         # In a thread that the exit does not wait for: nobody may ever read our standard output.
         text = self.announcement(value or [])
         threading.Thread(target=_write, args=(text.encode(),), name="announcement", daemon=True).start()
