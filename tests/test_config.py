@@ -18,16 +18,15 @@ from trioswap.config.keys import keys_of
 from trioswap.config.raw import (
     RawConfig,
     RawGroup,
-    RawHooks,
     RawMatrix,
     RawMemory,
     RawPeer,
     RawProfile,
     RawSelector,
-    RawStartup,
     RawUpstream,
 )
 from trioswap.config.raw_access import RawCors, RawKey, RawTls
+from trioswap.config.raw_hooks import RawHooks, RawIdle, RawStartup
 from trioswap.config.raw_model import RawCapabilities, RawFilters, RawModel, RawTimeouts
 from trioswap.errors import ConfigError
 
@@ -825,7 +824,12 @@ DOCUMENTS = tables(
     profiles=st.dictionaries(NAMES, PROFILES | VALUES, max_size=2) | VALUES,
     selectors=st.dictionaries(NAMES, SELECTORS | VALUES, max_size=2) | VALUES,
     peers=st.dictionaries(NAMES, PEERS | VALUES, max_size=2) | VALUES,
-    hooks=tables(RawHooks, on_startup=tables(RawStartup, preload=TARGETS | VALUES) | VALUES) | VALUES,
+    hooks=tables(
+        RawHooks,
+        on_startup=tables(RawStartup, preload=TARGETS | VALUES) | VALUES,
+        on_idle=tables(RawIdle, preload=TARGETS | VALUES) | VALUES,
+    )
+    | VALUES,
     upstream=tables(RawUpstream, ignore_paths=st.lists(st.text(max_size=9), max_size=3) | VALUES) | VALUES,
 )
 

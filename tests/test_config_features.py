@@ -17,6 +17,7 @@ from trioswap.config.parts import (
 from trioswap.errors import ConfigError
 
 COUNTS = "allowed is a whole number from 1 up"
+DURATIONS = 'allowed is a number of seconds from 0 up, or text such as "90s", "1h30m", "500ms", "2d"'
 JSON = "allowed is what JSON can say: text, a finite number, true or false, an array or a table"
 PATTERN = "allowed is a regular expression of Python's re of at most 500 characters"
 
@@ -231,6 +232,23 @@ def test_preload_takes_names_and_aliases():
     assert loads(text).hooks == HooksConfig(("b", "a"))
 
 
+def test_models_that_come_back_are_named_in_the_same_manner():
+    """And nobody comes back unless the file says it; after five minutes, unless it says something else."""
+    text = model("aliases = ['x']") + model(name="b") + "\n[hooks.on_idle]\npreload = [' b ', '', 'x', 'a']\n"
+
+    assert loads(text).hooks == HooksConfig(idle_preload=("b", "a"), idle_after=300.0)
+    assert loads(text + "after = '1h30m'").hooks == HooksConfig(idle_preload=("b", "a"), idle_after=5400.0)
+    assert loads("").hooks == HooksConfig()
+
+
+def test_a_model_that_nobody_asks_for_stays():
+    """Until its place is needed: no time to live is the default, and 0 says the same."""
+    config = loads(model() + model("ttl = 0", name="b") + model("ttl = 5", name="c"))
+
+    assert [config.models[name].ttl for name in "abc"] == [None, None, 5.0]
+    assert loads("global_ttl = 0" + model()).models["a"].ttl is None
+
+
 def test_secrets_are_not_shown():
     """Neither by a config that is printed, nor by a mistake."""
     config = loads(
@@ -436,6 +454,22 @@ def test_what_is_acted_on_is_not_told(text):
                 "allowed are models that can be"
             ),
         ),
+        (
+            model(name="qwen") + "\n[hooks.on_idle]\npreload = ['qwne']",
+            'hooks.on_idle.preload[0]: found "qwne", allowed is the name of a model or an alias, did you mean "qwen"?',
+        ),
+        (
+            model() + model(name="b") + "\n[hooks.on_idle]\npreload = ['a', 'b']\n[groups]",
+            (
+                'hooks.on_idle.preload: found models of which groups never let "a" and "b" be resident together, '
+                "allowed are models that can be"
+            ),
+        ),
+        ("hooks.on_idle.after = 0", f"hooks.on_idle.after: found 0, {DURATIONS}, but not 0"),
+        (
+            "hooks.on_idle.preloads = []",
+            ('hooks.on_idle.preloads: unknown key, did you mean "preload"?'),
+        ),
     ],
 )
 def test_a_mistake_is_told_in_one_line(text, line):
@@ -454,7 +488,7 @@ def test_an_unknown_format_of_the_time():
 @pytest.mark.parametrize(
     "text",
     [
-        "models = 5\nhooks.on_startup.preload = ['a']",
+        "models = 5\nhooks.on_startup.preload = ['a']\nhooks.on_idle.preload = ['a']",
         model() + model(name="b") + "\n[hooks.on_startup]\npreload = ['a', 'b']\n[groups]\ng.members = ['a', 'c']",
         model() + model(name="b") + "\n[hooks.on_startup]\npreload = ['a', 'b']\n[matrix]\nsets.s = 'a & c'",
         "api_keys = 5",

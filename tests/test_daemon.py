@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from contextlib import asynccontextmanager
@@ -377,6 +378,48 @@ async def test_preloaded_models_are_there_before_anybody_asks(caplog):
 
         await eventually(told)
         assert (await fetch(served.port, "POST", CHAT, chat("a"))).status == 200
+
+
+@pytest.mark.parametrize("parallel_loads", [1, 2])
+async def test_preloaded_models_load_at_the_same_time_where_that_is_allowed(tmp_path, parallel_loads):
+    """As many of one domain as `parallel_loads` says; the next one when one of them is ready."""
+    go = tmp_path / "go"
+    models = {name: scripted("--ready-once", go) for name in "abcx"}
+    hooks = {"on_startup": {"preload": ["a", "b", "c"]}}
+    groups = {"all": {"swap": False, "members": ["a", "b", "c"]}, "other": {"members": ["x"]}}
+    async with daemon(models, hooks=hooks, groups=groups, parallel_loads=parallel_loads) as served:
+
+        async def states() -> list[str]:
+            return sorted(str(row["state"]) for row in (await running(served.port)).values())
+
+        async def loads() -> bool:
+            return await states() == ["starting"] * parallel_loads + ["stopped"] * (3 - parallel_loads)
+
+        async def all_are_there() -> bool:
+            return await states() == ["ready"] * 3
+
+        await eventually(loads)
+        go.touch()
+        await eventually(all_are_there)
+
+
+async def test_a_preloaded_model_is_there_when_its_hook_has_ended(tmp_path, caplog):
+    """Not when its server is ready, but when it may be asked."""
+    caplog.set_level("INFO")
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    model = scripted(hooks={"after_ready": ["sh", "-c", f"read line < {gate}"]})
+    async with daemon({"a": model}, hooks={"on_startup": {"preload": ["a"]}}) as served:
+
+        async def told(what: str) -> bool:
+            return any(what in record.getMessage() for record in caplog.records)
+
+        await eventually(partial(told, "hook begins model=a hook=after_ready"))
+        assert await is_running(served.port, "a", state="starting")
+        assert not await told("preloaded model=a")
+        await trio.to_thread.run_sync(gate.write_text, "go\n", abandon_on_cancel=True)
+        await eventually(partial(told, "preloaded model=a"))
+        assert await is_running(served.port, "a", state="ready")
 
 
 async def test_a_daemon_may_have_peers_only():

@@ -29,7 +29,7 @@ OURS = {
     "backoff", "backoffMax", "models.*.backoff", "models.*.backoffMax",
     "logDir", "logFileSize", "logFiles",
     "liveness", "livenessMisses", "models.*.liveness", "models.*.livenessMisses", "models.*.neverKill",
-    "models.*.hooks", "models.*.hookTimeout",
+    "models.*.hooks", "models.*.hookTimeout", "hooks.on_idle",
 }  # fmt: skip
 """Keys that llama-swap does not have, or not there; with them goes all that is within."""
 ROUTING = {

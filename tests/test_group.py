@@ -428,6 +428,22 @@ async def test_a_stuck_process_keeps_its_token_and_blocks_nobody_for_ever(script
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("never_kill", [False, True])
+async def test_what_is_said_of_a_stuck_process_is_true(script, nursery, autojump_clock, caplog, never_kill):
+    """Only who was sent SIGKILL has survived it."""
+    script.stays_stuck = True
+    group = make_group(script, never_kill=never_kill)
+    await nursery.start(group.run)
+    await use(group, "a", 1, script)
+    with pytest.raises(ModelStuck, match='the process of model "a" could not be ended') as found:
+        await use(group, "b", 1, script)
+
+    assert "SIGKILL" not in found.value.message
+    why = "must not get SIGKILL (never_kill)" if never_kill else "survived SIGKILL"
+    assert f"quarantined model=a attempt=1: its process did not end and {why}" in caplog.text
+    nursery.cancel_scope.cancel()
+
+
 # ---- time to live, unload, shutdown ------------------------------------------------------------
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
 import signal
 import socket
 import ssl
 import stat
 import sys
+from functools import partial
 
 import attrs
 import httpx  # noqa: TID251 - a client that people use
@@ -17,7 +20,8 @@ import trio
 import trustme
 from children import PATIENCE, read_until, running
 from commands import TRIOSWAP, daemon, trioswap
-from daemons import chat, scripted, write_config
+from daemons import chat, connect, eventually, fetch, scripted, write_config
+from test_spawning import no_descriptor_left
 
 from trioswap.errors import CannotListen
 from trioswap.listening import handed_over, listening, open_listeners, urls
@@ -38,6 +42,76 @@ def left_behind(path):
         dead.bind(str(path))
         dead.listen()
     yield
+
+
+# ---- no connection can be accepted --------------------------------------------------------------
+
+
+class Exhausted(trio.abc.Listener):
+    """A listener for which there is no descriptor."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.asked = number, 0
+
+    async def accept(self):
+        self.asked += 1
+        raise OSError(self.number, os.strerror(self.number))
+
+    async def aclose(self) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.EMFILE, "LimitNOFILE"), (errno.ENOBUFS, "no buffer space available")]
+)
+async def test_a_complaint_a_minute(autojump_clock, caplog, number, advice):
+    """Trio tries again ten times a second and says so each time: one line is left of 600, and says what to do."""
+    listener = Exhausted(number)
+    async with listening("127.0.0.1:0"):
+        with trio.move_on_after(150.0):
+            await trio.serve_listeners(None, [listener])
+
+    assert listener.asked >= 1400
+    assert len(caplog.records) == 3
+    for record in caplog.records:
+        assert (record.levelno, record.name, record.exc_info) == (logging.WARNING, "trioswap.listening", None)
+        assert record.getMessage().startswith("connections cannot be accepted, and wait: ")
+        assert advice in record.getMessage()
+
+
+async def test_what_else_trio_says_stays(caplog):
+    """Also the same, after a daemon has ended."""
+    async with listening("127.0.0.1:0"):
+        logging.getLogger("trio.serve_listeners").error("something else")
+    with pytest.raises(trio.TooSlowError), trio.fail_after(0.0):
+        await trio.serve_listeners(None, [Exhausted(errno.EMFILE)])
+    assert [record.levelno for record in caplog.records] == [logging.ERROR, logging.ERROR]
+
+
+async def is_told(client) -> bool:
+    client.parser.start_next_cycle()
+    await client.ask("GET", "/logs")
+    return "connections cannot be accepted" in (await client.answer()).text
+
+
+async def test_connections_wait_until_there_are_descriptors_again(tmp_path):
+    """A real daemon that has none: who comes then is served when it has some, and the log says why it took so long."""
+    async with daemon("serve", "-c", write_config(tmp_path, {"a": scripted()})) as served:
+        async with await connect(served.port) as early:
+            await early.ask("GET", "/health")
+            assert (await early.answer()).status == 200
+            with no_descriptor_left(served.process.pid):
+                late = await connect(served.port)
+                await late.ask("GET", "/health")
+                await eventually(partial(is_told, early))
+            async with late:
+                with trio.fail_after(PATIENCE):
+                    assert (await late.answer()).status == 200
+        said = (await fetch(served.port, "GET", "/logs")).text
+        assert (
+            "WARNING listening: connections cannot be accepted, and wait: trioswap has no file descriptor left" in said
+        )
+        assert said.count("Too many open files") == 0
 
 
 # ---- socket files ---------------------------------------------------------------------------

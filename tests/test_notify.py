@@ -10,7 +10,8 @@ from commands import daemon
 from daemons import scripted, write_config
 from sockets import notify_socket
 
-from trioswap.notify import feed_watchdog, notify, watchdog_interval
+from trioswap.notify import feed_watchdog, more_time, notify, watchdog_interval
+from trioswap.process import KILL_WAIT
 
 
 async def test_a_service_from_start_to_stop(tmp_path):
@@ -66,3 +67,29 @@ async def test_watchdog_interval(environment, seconds, monkeypatch):
     assert watchdog_interval() == seconds
     if seconds is None:
         await feed_watchdog()  # returns: nobody wants any
+
+
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        ({}, 30 + 10),
+        ({"unload_drain_timeout": "1h", "unload_timeout": 7}, 3600 + 7),
+        ({"hooks": {"before_stop": ["true"], "after_stop": ["true"]}, "hook_timeout": "5m"}, 30 + 10 + 2 * 300),
+    ],
+)
+async def test_it_asks_for_the_time_that_the_stop_may_take(tmp_path, settings, least):
+    """Whatever is configured: drain, grace, SIGKILL and hooks of the slowest model, and some seconds for the rest."""
+    models = {"quick": scripted(unload_drain_timeout=0, unload_timeout=0), "slow": scripted(**settings)}
+    with notify_socket(tmp_path / "notify") as notices:
+        path = write_config(tmp_path, models)
+        async with daemon("serve", "-c", path, env=notices.environment) as served:
+            assert await served.stop() == 0
+        await notices.wait_for("STOPPING=1")
+        name, _, number = (await notices.next()).partition("=")
+    assert name == "EXTEND_TIMEOUT_USEC"
+    assert least + KILL_WAIT < int(number) / 1e6 < least + KILL_WAIT + 60
+
+
+def test_more_time_is_never_too_little():
+    """In whole microseconds."""
+    assert more_time(1.0000001) == "EXTEND_TIMEOUT_USEC=1000001"

@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 
 import attrs
 import pytest
@@ -87,6 +88,27 @@ async def test_the_family_is_seen_when_no_descriptor_is_left():
                 assert proctree.members(leader.pid, "full") == wanted
                 assert proctree.look(leader.pid) in wanted
                 assert proctree.port_owner(port, "127.0.0.1", wanted) is PortOwner.TREE
+
+
+async def test_a_look_that_no_descriptor_is_left_for_says_nothing(monkeypatch):
+    """Not even the kept one: it raises, for an empty answer would mean that everybody has gone."""
+    port = free_port()
+    async with family("blind", model_argv("a", port=port), "ready") as leader:
+        wanted = proctree.members(leader.pid, "blind")
+        monkeypatch.setattr(proctree._spare, "_kept", None)
+        with no_descriptors():
+            for look in (
+                partial(proctree.members, leader.pid, "blind"),
+                partial(proctree.look, leader.pid),
+                partial(proctree.cpu_time, wanted),
+                partial(proctree.listening_inodes, port),
+            ):
+                with pytest.raises(OSError, match="Too many open files"):
+                    look()
+            assert proctree.port_owner(port, "127.0.0.1", wanted) is PortOwner.UNKNOWN
+            assert not proctree.kill(wanted[0], signal.SIGKILL), "it may be somebody else by now"
+        assert leader.returncode is None
+        assert proctree.members(leader.pid, "blind") == wanted
 
 
 async def test_a_child_in_the_group_is_a_member_without_the_marker():

@@ -279,6 +279,30 @@ def test_llama_swaps_line_knows_no_bound():
     assert swap.target == "b"
 
 
+def test_a_loan_does_not_put_out_who_has_only_been_promised_its_room():
+    """Who is before it in the line has its turn first, and who came later has none before either of them."""
+    needs = {"a": 6, "b": 6, "c": 3, "d": 1, "e": 2, "z": 7}
+    play = Play("abcdez", rules=Rules(math.inf, by_arrival=True), needs=needs, size=10)
+    for name in "abcde":
+        play.policy(name, max_wait=math.inf, linger=0.0)
+    play.policy("z", yields=False)
+    play.bring_up("d")
+    play.bring_up("a")
+    play.ask("b", 1)
+    play.ask("z", 2)
+    assert types(play.say(WokeUp(), 62)) == [CloseGate]
+    [swap] = play.say(Left(2), 63)
+    assert (swap.target, evicted([swap])) == ("b", {"a"})
+
+    assert play.ask("c", 64) == []  # beside `b` there is room, but then `z` had to wait for both
+    assert play.ask("e", 64) == []
+    assert play.core.plan.blocked["z"].by == ("b",)
+    assert play.ended("a", 65) == [Start("b", 3, {"ram": 6}), Start("e", 4, {"ram": 2})]
+    assert types(play.ready("b", 70)) == [Grant, CloseGate]
+    assert types(play.say(Left(3), 71)) == [Swap]
+    assert play.ended("b", 72)[-1] == Start("z", 5, {"ram": 7})
+
+
 # ---- changes of mind ---------------------------------------------------------------------------
 
 

@@ -181,8 +181,9 @@ class Shell(RuleBasedStateMachine):
         residency = self.budget if kind is None else written(kind)
         if kind is not None and self.budget is not None:
             residency = Both(residency, self.budget, frozenset(models))
-        if rules.by_arrival:  # llama-swap's line comes with nothing else (`fleet.policy_of`)
-            policies = [attrs.evolve(policy, max_wait=math.inf, turn_lease=0.0, linger=0.0) for policy in policies]
+        if rules.by_arrival:  # llama-swap's line comes with nothing else (`arrangement.policy_of`), but for loans
+            plain = {"max_wait": math.inf, "turn_lease": 0.0, "linger": 0.0}
+            policies = [attrs.evolve(policy, **plain) if policy.yields else policy for policy in policies]
         known_policies = dict(zip(models, policies, strict=False))
         costs = {name: Costs(gaps=deque(gaps, GAPS)) for name in models}
         self.core = Scheduler(known_policies, residency, rules=rules, costs=costs, budget=self.budget)
@@ -496,6 +497,8 @@ class Shell(RuleBasedStateMachine):
             self.is_served(0.5, 0, True)
         elif busy:
             self.done(busy[0], 0.5)
+        elif retiring := [run for run in self.runs.values() if run.gate and self.core.models[run.name].retiring]:
+            self.tell(Drained(retiring[0].name, retiring[0].attempt), 0.5)  # an empty one that was draining already
         else:
             assert self.core.wake_at < math.inf, f"whoever waits, something will happen (I6): {self.core}"
             self.time_passes(None)

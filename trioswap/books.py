@@ -51,6 +51,15 @@ class Books:
         self._classify(model)
         self._stale = True
 
+    def begin_anew(self, models: Iterable[Model], wake_at: float) -> None:
+        """Forget everything, and know *models* instead, for none of which anybody waits; `wake_at` is *wake_at*."""
+        self.models = {model.name: model for model in models}
+        for known in (self._where, self._claims, self._occupied, self._out):
+            known.clear()
+        for model in self.models.values():
+            self.adopt(model, model.leases)
+        self._floor, self.wake_at = 0.0, wake_at
+
     # ---- requests --------------------------------------------------------------------------
 
     def _grant_all(self, model: Model) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 import attrs
 
-from trioswap.errors import ModelCrashed, StartFailed
+from trioswap.errors import ModelCrashed, NothingLeftToStart, StartFailed
 
 # Seconds of life after which a death is the first one again.  Kubernetes wants 10 min, but there nobody sits and waits.
 HEALTHY: Final = 60.0
@@ -48,10 +48,13 @@ class Circuit:
         """One more *failure*: open for *first* seconds, or twice as long as the last time, at most *longest*.
 
         The first death in a row costs no time: it may have been one bad request, and who lost the
-        server to it is served by a fresh one.
+        server to it is served by a fresh one.  A start that we could not even try says nothing about
+        the model: it is told, and does not count.
         """
-        self.failures += 1
         self.last = failure
+        if isinstance(failure, NothingLeftToStart):
+            return
+        self.failures += 1
         doublings = self.failures - (2 if isinstance(failure, ModelCrashed) else 1)
         delay = min(first * 2.0 ** min(doublings, _DOUBLINGS), longest) if doublings >= 0 else 0.0
         self.open_until = now + delay

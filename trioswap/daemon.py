@@ -28,18 +28,20 @@ from trioswap.app import App
 from trioswap.config import Config, ModelConfig
 from trioswap.errors import TrioswapError
 from trioswap.fleet import Fleet
-from trioswap.guardian import Guardian, guarded
+from trioswap.guardian import END_WAIT, Guardian, guarded
 from trioswap.instance import Claim, claimed
 from trioswap.listening import listening, open_listeners, urls
 from trioswap.logs import Logs
 from trioswap.memory import Memory, make_memory
 from trioswap.names import Names
-from trioswap.notify import feed_watchdog, notify
+from trioswap.notify import feed_watchdog, more_time, notify
 from trioswap.process import ModelProcess
 from trioswap.reloading import Reloader
 from trioswap.remote import Peer, Prober
 from trioswap.residency import Holding
+from trioswap.returning import Returner
 from trioswap.routing import Routing
+from trioswap.selfcheck import shutdown_limit
 from trioswap.server import HttpServer
 from trioswap.state import FILE, State, default_directory
 from trioswap.tls import Certificates
@@ -106,7 +108,8 @@ async def _serve(
     peers = {name: Peer(peer) for name, peer in config.peers.items()}
     routing = Routing(Names(config), fleet, peers)
     services = Services(config, fleet, logs, routing, int(time.time()))
-    reloader = Reloader(services, state, reread, certificates, partial(_preload, fleet))
+    returner = Returner(fleet, config)
+    reloader = Reloader(services, state, reread, certificates, partial(_preload, fleet), returner)
     services.succession.reload = reloader.reload if reread is not None else None
     http = HttpServer(App(services), tls=tls)
     async with trio.open_nursery() as nursery:
@@ -121,12 +124,14 @@ async def _serve(
             nursery.start_soon(reloader.watch, watch)
         for name in config.hooks.preload:
             nursery.start_soon(_preload, fleet, name)
+        nursery.start_soon(returner.run)
         async with trio.open_nursery() as connections:
             await connections.start(http.run, listeners)
             task_status.started(urls(listeners, secure=tls is not None))
             notify("READY=1")
             await _wait_stop_signal(signals, reloader)
             notify("STOPPING=1")
+            notify(more_time(shutdown_limit(fleet) + CONNECTION_GRACE + END_WAIT))
             http.begin_shutdown()
             fleet.shutdown()
             nursery.start_soon(_hasten_on_signal, signals, fleet)

@@ -167,7 +167,7 @@ class Fleet:
         """Drain (bounded) and stop *models*; return when they are gone.
 
         Raises:
-            ModelStuck: a process survived SIGKILL.
+            ModelStuck: a process could not be ended.
         """
         wanted, failures = frozenset(models), list[ModelStuck]()
 

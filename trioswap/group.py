@@ -26,10 +26,12 @@ from functools import partial
 import trio
 
 from trioswap.config import ModelConfig
-from trioswap.errors import LeaseCut, ModelStuck, StartFailed, TrioswapError
+from trioswap.errors import LeaseCut, ModelStuck, SchedulerBroke, StartFailed, TrioswapError
 from trioswap.journal import Journal
 from trioswap.learning import Costs
+from trioswap.measuring import measure
 from trioswap.memory import Memory
+from trioswap.mending import begin_anew, snapshot
 from trioswap.messages import (
     Arrived,
     CloseGate,
@@ -40,7 +42,6 @@ from trioswap.messages import (
     GotStuck,
     Grant,
     Left,
-    Measured,
     ModelView,
     OpenGate,
     Policy,
@@ -53,7 +54,6 @@ from trioswap.messages import (
     WokeUp,
 )
 from trioswap.process import Supervised
-from trioswap.residency import Holding
 from trioswap.runs import Answer, Desk, Lease, News, Run, Supervise
 from trioswap.scheduler import Scheduler
 
@@ -85,6 +85,8 @@ class SwapGroup:
         self._memory = memory
         self._lock = trio.Lock()
         self._alarm = trio.CancelScope()
+        self.faults = 0
+        """How often the scheduler has broken and begun anew."""
         self._closing = False
         self._nursery: trio.Nursery | None = None
         desk.tell.update(dict.fromkeys(models, self.feed))
@@ -189,7 +191,7 @@ class SwapGroup:
         Requests that wait for them are answered with `ModelUnloaded`.
 
         Raises:
-            ModelStuck: a process survived SIGKILL.
+            ModelStuck: a process could not be ended.
         """
         runs = [self._runs[name] for name in models if name in self._runs]
         self.feed(UnloadAsked(models))
@@ -244,12 +246,28 @@ class SwapGroup:
     # ---- the scheduler's hands -----------------------------------------------------------------
 
     def feed(self, event: Event) -> None:
-        """Tell the scheduler, then do as it says.  Sync on purpose: nothing can slip in between."""
-        for command in self.core.handle(event, trio.current_time()):
-            self._obey(command)
+        """Tell the scheduler, then do as it says.  Sync on purpose: nothing can slip in between.
+
+        Raises nothing: a scheduler that breaks begins anew.
+        """
+        try:
+            for command in self.core.handle(event, trio.current_time()):
+                self._obey(command)
+        except Exception as exc:
+            self._begin_anew(event, exc)
         self._alarm.deadline = self.core.wake_at
         for listener in self.listeners:
             listener()
+
+    def _begin_anew(self, event: Event, exc: Exception) -> None:
+        """See `mending`."""
+        now, self.faults = trio.current_time(), self.faults + 1
+        knew = snapshot(self.core, self.labels, now)
+        logger.error("the scheduler broke and begins anew event=%s %s", event, knew, exc_info=exc)
+        for command in begin_anew(self.core, self._runs, self._answers, now):
+            self._obey(command)
+        for ticket in self.unanswered():
+            self.give_up(ticket, SchedulerBroke())
 
     def _tell(self, model: str, event: Event) -> None:
         """Tell whoever decides about *model* by now."""
@@ -350,8 +368,8 @@ class SwapGroup:
     async def _run_process(self, process: Supervised, run: Run) -> StartFailed | None:
         try:
             async with trio.open_nursery() as nursery:
-                measure = partial(nursery.start_soon, self._measure, run)
-                news = News(run, self._tell, measure, lambda: not self.inflight.count(run.attempt))
+                begin = partial(nursery.start_soon, measure, run, self._memory, self._tell)
+                news = News(run, self._tell, begin, lambda: not self.inflight.count(run.attempt))
                 failure = await process.run(task_status=news)
                 nursery.cancel_scope.cancel(reason="the server has ended")
             return failure
@@ -363,20 +381,9 @@ class SwapGroup:
             if run.upstream is not None:
                 run.upstream.close()
 
-    async def _measure(self, run: Run) -> None:
-        """What the server uses, from readiness to its end."""
-
-        def report(peak: Holding) -> None:
-            assert self._memory is not None
-            run.used, run.free = peak, self._memory.free()
-            self._tell(run.spec.name, Measured(run.spec.name, run.attempt, peak))
-
-        assert run.process is not None
-        if self._memory is not None and run.spec.port_owner == "child":  # of a container we would see the client
-            await self._memory.watch(run.process.pids, report)
-
     async def _wait_in_quarantine(self, process: Supervised, run: Run) -> None:
-        logger.error("process survived SIGKILL and is quarantined model=%s attempt=%d", run.spec.name, run.attempt)
+        why = "must not get SIGKILL (never_kill)" if run.spec.never_kill else "survived SIGKILL"
+        logger.error("quarantined model=%s attempt=%d: its process did not end and %s", run.spec.name, run.attempt, why)
         run.stuck = True
         run.over.set()
         self._tell(run.spec.name, GotStuck(run.spec.name, run.attempt))

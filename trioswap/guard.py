@@ -42,6 +42,8 @@ SPARED = "-spared"
 GRACE = 0.5
 COMMAND_TIME = 10.0
 PATIENCE = 30.0
+# ENOMEM, ENFILE, EMFILE (errno(3)): a look that fails of one of these has not found that nobody is there.
+SHORTAGE = (12, 23, 24)
 # Seconds between looks at /proc, each of which takes some milliseconds.
 PAUSE = 0.05
 
@@ -108,7 +110,10 @@ class Sweep:
         nobody, now = 0, 0.0
         while (nobody < 2 or any(command.poll() is None for command in commands)) and now < patience:
             asked = set(self.found)
-            self.left = self.look()
+            try:
+                self.left = self.look()
+            except OSError:  # nobody can say, so nobody is taken for gone
+                nobody = -1
             to_kill = {process for process in self.left if not self.found[process][0].endswith(SPARED)}
             for process in self.left:
                 if now >= grace and process in to_kill:
@@ -122,11 +127,15 @@ class Sweep:
             now = time.monotonic() - begun
 
     def look(self) -> set[Identity]:
-        """Who is there now; `found` grows by those that are new."""
+        """Who is there now; `found` grows by those that are new.
+
+        Raises:
+            OSError: of `SHORTAGE`, so nobody can say.
+        """
         processes = {(pid, stat[2]): stat for pid in pids() if (stat := read_stat(pid)) is not None}
         alive = {identity for identity, stat in processes.items() if not stat[3]}
-        for identity in alive:
-            marker = marker_of(identity[0])
+        markers = {identity: marker_of(identity[0]) for identity in alive}
+        for identity, marker in markers.items():
             if marker.startswith(self.prefixes):
                 self.found.setdefault(identity, (marker, processes[identity][0]))
         for marker, (leader, _) in self.attempts.items():
@@ -179,7 +188,9 @@ def pids() -> list[int]:
     """Of all processes but this one."""
     try:
         return [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) != os.getpid()]
-    except OSError:
+    except OSError as exc:
+        if exc.errno in SHORTAGE:
+            raise
         return []
 
 
@@ -205,7 +216,9 @@ def read(pid: int, name: str) -> bytes:
     try:
         with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
             return file.read()
-    except OSError:
+    except OSError as exc:
+        if exc.errno in SHORTAGE:
+            raise
         return b""
 
 

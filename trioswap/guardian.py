@@ -92,7 +92,10 @@ class Guardian:
 
     def began(self, pid: int, marker: str, stop: Sequence[str] = (), env: Mapping[str, str] | None = None) -> None:
         """Guard the family of *pid* too; see `Watcher`."""
-        process = proctree.look(pid)
+        try:
+            process = proctree.look(pid)
+        except OSError:  # nobody can say; the marker still tells whose it is
+            process = None
         known = f"began {pid} {process.start_time if process else 0} {marker} "
         command = json.dumps({"argv": list(stop), "env": dict(env or {})}) if stop else "-"
         if len(known) + len(command) >= select.PIPE_BUF:  # a longer line might be written in part

@@ -17,7 +17,7 @@ from trioswap.config import ModelConfig
 from trioswap.logs import Logs
 from trioswap.output import OUTPUT_GRACE, Output, exit_text
 from trioswap.proctree import MARKER
-from trioswap.spawning import Child, SpawnTooLate, spawn
+from trioswap.spawning import Child, SpawnTooLate, shortage, spawn
 from trioswap.upstream import reason
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ class Commands:
     """A hook was begun."""
     deaf: list[Child] = attrs.field(factory=list)
     """Commands that SIGKILL did not end in time; each is a zombie until its `returncode` is asked."""
+    shortage: str | None = None
+    """What we had run out of, when one could not be run for that (`spawning.shortage`)."""
 
     async def hook(self, name: str, pid: int | None = None) -> str | None:
         """Run the hook *name*, if there is one; return why it failed, in a sentence."""
@@ -78,6 +80,7 @@ class Commands:
             except SpawnTooLate:
                 return ""
             except (OSError, ValueError) as exc:
+                self.shortage = shortage(exc)
                 return f"cannot be run ({argv[0]!r}): {reason(exc)}"
             finally:
                 # Before it is killed: a late one that ends just then was late all the same.

@@ -82,10 +82,10 @@ class Claim:
         """Write the file anew, if there is one."""
         if self._file is None:
             return
-        me = proctree.look(os.getpid())
-        contents = Contents(os.getpid(), me.start_time if me else 0, (*self.earlier, self.instance))
-        data = json.dumps(attrs.asdict(contents)).encode() + b"\n"
         try:
+            me = proctree.look(os.getpid())
+            contents = Contents(os.getpid(), me.start_time if me else 0, (*self.earlier, self.instance))
+            data = json.dumps(attrs.asdict(contents)).encode() + b"\n"
             os.pwrite(self._file, data, 0)  # in place: a new file would not be locked
             os.ftruncate(self._file, len(data))
         except OSError as exc:

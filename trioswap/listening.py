@@ -1,11 +1,16 @@
 """The sockets that clients connect to: opened at an address or a path, or handed over by systemd.
 
 Left to others: what `listen` may say (config.addresses), accepting (server).
+
+While no connection can be accepted, for want of descriptors, Trio tries again ten times a second and
+logs each of them with a traceback; here that becomes one line a minute that says what to do.
 """
 
 from __future__ import annotations
 
 import errno
+import logging
+import math
 import os
 import socket
 import stat
@@ -18,6 +23,7 @@ import trio
 
 from trioswap.config.addresses import UnixAddress, parse_listen
 from trioswap.errors import CannotListen
+from trioswap.spawning import shortage
 
 # Of a socket file: this user and its group may connect, since who may write to it may ask for everything that
 # an API key does not guard.  Put a proxy's user into the group, or give the directory another one.
@@ -25,6 +31,10 @@ SOCKET_MODE: Final = 0o660
 # The first descriptor that systemd hands over (sd_listen_fds(3)).
 _FIRST_HANDED: Final = 3
 _BACKLOG: Final = 4096  # connections not yet accepted; the kernel lowers it to its own limit
+# Where Trio complains (trio/_highlevel_serve_listeners.py).
+_COMPLAINTS: Final = logging.getLogger("trio.serve_listeners")
+# Seconds between two lines of ours about it.
+_QUIET: Final = 60.0
 
 
 @asynccontextmanager
@@ -40,15 +50,40 @@ async def listening(listen: str) -> AsyncIterator[Sequence[trio.SocketListener]]
     listeners = handed or await open_listeners(listen)
     paths = [] if handed else [path for listener in listeners if (path := _path(listener.socket)) is not None]
     ours = {path: _identity(path) for path in paths}
+    complaints = _Complaints()
+    _COMPLAINTS.addFilter(complaints)
     try:
         yield listeners
     finally:
+        _COMPLAINTS.removeFilter(complaints)
         for listener in listeners:
             listener.socket.close()
         for path, identity in ours.items():
             if _identity(path) == identity:
                 with suppress(OSError):
                     path.unlink()
+
+
+class _Complaints(logging.Filter):
+    """Lets through one complaint a minute that nothing can be accepted, in our words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said_at = -math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is to be logged; called where Trio runs."""
+        exc = record.exc_info[1] if record.exc_info else None
+        if not isinstance(exc, OSError):
+            return True
+        now = trio.current_time()
+        if now - self._said_at < _QUIET:
+            return False
+        self._said_at = now
+        what = shortage(exc) or os.strerror(exc.errno or 0).lower()
+        record.name, record.levelno, record.levelname = __name__, logging.WARNING, "WARNING"
+        record.msg, record.args, record.exc_info = "connections cannot be accepted, and wait: %s", (what,), None
+        return True
 
 
 async def open_listeners(listen: str) -> Sequence[trio.SocketListener]:

@@ -22,7 +22,7 @@ import trio
 from trioswap.config import Config
 from trioswap.logfiles import OURS, RotatedFile, file_name
 from trioswap.logs import Logs
-from trioswap.logtimes import timestamp
+from trioswap.logtimes import in_utc, timestamp
 from trioswap.logwriter import Descriptor, LogWriter, Sink
 
 logger = logging.getLogger(__name__)
@@ -43,20 +43,38 @@ _PRIORITIES: Final = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, log
 # ---- lines ------------------------------------------------------------------------------
 
 
-class _LineFormatter(logging.Formatter):
+def _when(layout: str | None, created: float) -> str:
+    if layout is None:
+        return in_utc(int(created))
+    return timestamp(layout, datetime.fromtimestamp(created).astimezone())
+
+
+class LineFormatter(logging.Formatter):
     """`2026-01-31T12:00:00Z INFO daemon: message`; only a traceback takes more lines."""
 
     def __init__(self, layout: str | None = None) -> None:
         super().__init__()
-        self._layout = layout
+        self.layout = layout
+        """Of the time, see `timestamp`."""
+        self._last: tuple[logging.LogRecord, str] | None = None
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line for all handlers: they get the same record one after the other, and ask for the same."""
+        last = self._last
+        if last is None or last[0] is not record:
+            last = record, super().format(record)
+            # A traceback would keep alive whatever its frames know.
+            self._last = None if record.exc_info else last
+        return last[1]
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """The line, to which the library adds a traceback if there is one."""
         name = record.name.removeprefix("trioswap.")
-        when = timestamp(self._layout, datetime.fromtimestamp(record.created).astimezone())
+        when = _when(self.layout, record.created)
         return f"{when}{record.levelname} {name}: {record.message.translate(_CONTROLS)}"
 
 
-class _JournalFormatter(_LineFormatter):
+class _JournalFormatter(LineFormatter):
     """`<6>INFO daemon: message`: the journal has a clock of its own, and makes an entry of each line."""
 
     def __init__(self) -> None:
@@ -98,8 +116,8 @@ class RingHandler(_LineHandler):
     lock that the library holds around `emit`.
     """
 
-    def __init__(self, logs: Logs, layout: str | None = None) -> None:
-        super().__init__(_LineFormatter(layout))
+    def __init__(self, logs: Logs, formatter: logging.Formatter | None = None) -> None:
+        super().__init__(formatter or LineFormatter())
         self._logs = logs
         self._trio: trio.lowlevel.TrioToken | None = None
 
@@ -141,16 +159,17 @@ def setup_logging(config: Config, logs: Logs) -> Iterator[None]:
     Others' loggers only get through with warnings.  Leaving takes a second at most,
     even when nobody reads what is written.
     """
+    formatter = LineFormatter(config.log_time_format)
     with ExitStack() as stack:
         outputs: list[_Stream | _Files] = [
-            *([_Files(logs, config.log_dir, config)] if config.log_dir else []),
-            _Stream(logs, config),
+            *([_Files(logs, config.log_dir, config, formatter)] if config.log_dir else []),
+            _Stream(logs, config, formatter),
         ]
         # Not when each is left: a second is for all of them.
         stack.callback(_stop, outputs)
         for output in outputs:
             output.begin(stack)
-        stack.enter_context(_handling(RingHandler(logs, config.log_time_format)))
+        stack.enter_context(_handling(RingHandler(logs, formatter)))
         set_level(config.log_level)
         yield
 
@@ -177,6 +196,7 @@ class _Stream:
 
     logs: Logs
     config: Config
+    formatter: logging.Formatter
     writer: LogWriter = attrs.field(factory=lambda: LogWriter("log stream"), init=False)
 
     def begin(self, stack: ExitStack) -> None:
@@ -185,7 +205,7 @@ class _Stream:
         journal = is_journal(number)
         sink = Sink(Descriptor(number), _mark(logging.WARNING).encode() if journal else b"")
         if chosen in (None, "proxy", "both"):
-            formatter = _JournalFormatter() if journal else _LineFormatter(self.config.log_time_format)
+            formatter = _JournalFormatter() if journal else self.formatter
             stack.enter_context(_handling(SinkHandler(lambda line: self.writer.put(sink, line), formatter)))
         if chosen in ("upstream", "both"):
             # As they come: those that know the journal's marks may use them.
@@ -206,6 +226,7 @@ class _Files:
     logs: Logs
     directory: Path
     config: Config
+    formatter: logging.Formatter
     writer: LogWriter = attrs.field(init=False)
     sinks: dict[str, Sink] = attrs.field(factory=dict, init=False)
     """By file name; for the thread that runs Trio, except our own."""
@@ -217,7 +238,7 @@ class _Files:
 
     def begin(self, stack: ExitStack) -> None:
         ours = self._sink(OURS)
-        handler = SinkHandler(lambda line: self.writer.put(ours, line), _LineFormatter(self.config.log_time_format))
+        handler = SinkHandler(lambda line: self.writer.put(ours, line), self.formatter)
         stack.enter_context(_handling(handler))
         stack.enter_context(self.logs.copied(lambda model, data: self.writer.put(self._sink(file_name(model)), data)))
 
@@ -248,12 +269,19 @@ def is_journal(descriptor: int) -> bool:
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
-# ---- how much ---------------------------------------------------------------------------
+# ---- how much, and when -----------------------------------------------------------------
 
 
 def set_level(level: str) -> None:
     """Log of our own what is at least *level*, one of `config.schema.LOG_LEVELS`; at any time."""
     logging.getLogger("trioswap").setLevel(level.upper())
+
+
+def set_time_format(layout: str | None) -> None:
+    """Have our lines tell the time as *layout* does (`timestamp`), at any time.  The journal has a clock of its own."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _LineHandler) and type(handler.formatter) is LineFormatter:
+            handler.formatter.layout = layout
 
 
 def level() -> str:

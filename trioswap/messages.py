@@ -74,7 +74,7 @@ class Died:
 
 @attrs.frozen
 class GotStuck:
-    """The process survived SIGKILL; its memory is not coming back for now."""
+    """The process could not be ended, or must not get SIGKILL; its memory is not coming back for now."""
 
     model: str
     attempt: int

@@ -19,14 +19,14 @@ import trio
 from trioswap import hooks, output, proctree
 from trioswap.config import ModelConfig
 from trioswap.config.schema import ModelHooks
-from trioswap.errors import StartFailed
+from trioswap.errors import NothingLeftToStart, StartFailed
 from trioswap.guardian import NOBODY, Watcher
 from trioswap.hooks import Commands
 from trioswap.logs import Logs
 from trioswap.output import Output, exit_text
 from trioswap.readiness import Health, Port
 from trioswap.remote import Prober
-from trioswap.spawning import HOLD, Child, SpawnTooLate, spawn
+from trioswap.spawning import HOLD, Child, SpawnTooLate, shortage, spawn
 from trioswap.stopping import Family
 from trioswap.upstream import Upstream, reason
 
@@ -39,6 +39,12 @@ PORT_WAIT: Final = 2.0
 # Time for the last words of the dead.
 OUTPUT_GRACE: Final = output.OUTPUT_GRACE
 QUARANTINE_POLL: Final = 5.0
+# Who stops everybody at once, as a service manager may (systemd: KillMode=control-group) or Ctrl-C does, may reach
+# a server a moment before it reaches us.  How servers end then:
+STOP_NOTICE: Final = 0.25
+_ASKED_TO: Final = frozenset(
+    {0, *(code for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) for code in (-number, 128 + number))}
+)
 
 
 class Report(Protocol):
@@ -63,7 +69,7 @@ class Supervised(Protocol):
     spec: ModelConfig
     """Another one may take its place while it runs, that differs in what has not happened yet: how it is stopped."""
     stuck: bool
-    """Some process survived SIGKILL, or must not get it; True only after `run` is over."""
+    """Some process could not be ended: it survived SIGKILL, or must not get it.  True only after `run` is over."""
 
     async def run(self, *, task_status: Report) -> StartFailed | None:
         """Run the server until it ends or the task is cancelled; return why a start failed.
@@ -110,6 +116,7 @@ class ModelProcess:
         self._family = Family(marker)
         self._output = Output(spec.name, logs)
         self._commands = Commands(spec, marker, logs)
+        self._shortage: str | None = None  # what we had run out of when it was to be spawned
         self._is_serving = False  # it was reported to be ready, and has not died since
         self._computed = 0  # clock ticks of its whole tree, when they were counted last
 
@@ -158,6 +165,7 @@ class ModelProcess:
         except SpawnTooLate as exc:
             return self._failure(f"not spawned within {self._limit()}: {exc}")
         except (OSError, ValueError) as exc:  # ValueError: no system call takes a NUL
+            self._shortage = shortage(exc)
             return self._failure(f"cannot run {self.spec.argv[0]!r}: {reason(exc)}")
         child = self._family.leader
         assert child is not None
@@ -193,6 +201,7 @@ class ModelProcess:
                 why = await self._commands.hook("after_ready", child.pid)
             nursery.cancel_scope.cancel(reason="ready, or not")
         if child.returncode is not None:
+            await _wait_told(child.returncode)
             with trio.move_on_after(OUTPUT_GRACE):
                 await self._output.silent.wait()
             return self._failure(f"{exit_text(child.returncode)} before it was ready{self._output.last_line}")
@@ -215,6 +224,7 @@ class ModelProcess:
                 nursery.cancel_scope.cancel(reason="the server hangs")
         if self._is_serving:
             assert child.returncode is not None
+            await _wait_told(child.returncode)
             self._died(exit_text(child.returncode), child, task_status)
 
     def _is_at_work(self, task_status: Report) -> bool:
@@ -224,13 +234,20 @@ class ModelProcess:
         """
         if task_status.is_idle():
             return False
-        before, self._computed = self._computed, proctree.cpu_time(self._family.members())
+        before = self._computed
+        try:
+            self._computed = proctree.cpu_time(self._family.members())
+        except OSError:  # nobody can say (`proctree.SHORTAGE`)
+            return True
         return self._computed != before or not self._port.asked
 
     def _died(self, how: str, child: Child, task_status: Report) -> None:
         self._is_serving = False
         task_status.died(f"{how}{self._output.last_line}")
-        logger.warning("model server died model=%s pid=%d %s", self.spec.name, child.pid, how)
+        if child.returncode in _ASKED_TO:  # by somebody else, and a moment later we were not told
+            logger.info("model server ended by itself model=%s pid=%d %s", self.spec.name, child.pid, how)
+        else:
+            logger.warning("model server died model=%s pid=%d %s", self.spec.name, child.pid, how)
 
     # ---- stop ----------------------------------------------------------------------------
 
@@ -290,13 +307,15 @@ class ModelProcess:
         return (
             bool(self._family)
             or any(child.returncode is None for child in commands.deaf)
-            or (commands.ran and bool(self._family.strays()))
+            or (commands.ran and self._family.has_strays())
         )
 
     # ---- words ---------------------------------------------------------------------------
 
     def _failure(self, why: str) -> StartFailed:
         logger.warning("start failed model=%s: %s", self.spec.name, why)
+        if ours := self._shortage or self._commands.shortage:
+            return NothingLeftToStart(self.spec.name, ours)
         # Nobody else kills a server that is loading with SIGKILL: the kernel does when memory is short.
         # Shells and container runtimes say it of theirs in their own exit code.
         child = self._family.leader
@@ -309,6 +328,12 @@ class ModelProcess:
 
     def _limit(self) -> str:
         return f"{self.spec.health_check_timeout:g} s (health_check_timeout)"
+
+
+async def _wait_told(code: int) -> None:
+    """Be cancelled if a server that ended with *code* was told to, and we are told the same in a moment."""
+    if code in _ASKED_TO:
+        await trio.sleep(STOP_NOTICE)
 
 
 async def _cancel_on_exit(child: Child, scope: trio.CancelScope) -> None:

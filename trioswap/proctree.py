@@ -16,7 +16,8 @@ by its pid together with its start time, and it belongs to an attempt for one of
   environment on purpose, or overwrites it to show a title.
 
 A look that fails for want of a descriptor would find nobody, and a family that nobody is known to be
-left of is left alone for ever: so one descriptor is kept for it (`_Spare`).
+left of is left alone for ever: so one descriptor is kept for it (`_Spare`), and when even that does not
+help the look raises, for "nobody was found" must mean that nobody is there (`SHORTAGE`).
 
 Without /proc (other systems) nothing is known: lists and sets are empty, nothing is signalled, and
 `port_owner` says UNKNOWN.
@@ -45,6 +46,9 @@ import attrs
 MARKER: Final = "TRIOSWAP_ATTEMPT"
 
 PROC = Path("/proc")
+
+# What a look may fail of though the process is there: the process, or the machine, has no descriptor or no memory left.
+SHORTAGE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
 T = TypeVar("T")
 
@@ -75,7 +79,11 @@ class PortOwner(enum.Enum):
 
 
 def look(pid: int) -> Process | None:
-    """The live process that has *pid* now; None when there is none."""
+    """The live process that has *pid* now; None when there is none.
+
+    Raises:
+        OSError: of `SHORTAGE`, so nobody can say.
+    """
     stat = _stat(pid)
     return None if stat is None else _process(pid, stat)
 
@@ -86,6 +94,9 @@ def members(leader: int, marker: str) -> list[Process]:
     Zombies do not count.  Processes that changed their user count by session, so one that
     we may not signal is still reported.  It is no snapshot: who forks during the look may be missed,
     so whoever wants them all gone looks again after the kill, until nothing is found.
+
+    Raises:
+        OSError: of `SHORTAGE`, so nobody can say.
     """
     entry = f"\0{MARKER}={marker}\0".encode()
     found = []
@@ -97,7 +108,11 @@ def members(leader: int, marker: str) -> list[Process]:
 
 
 def cpu_time(processes: Iterable[Process]) -> int:
-    """Clock ticks that *processes* have computed so far, all together; who is gone counts nothing."""
+    """Clock ticks that *processes* have computed so far, all together; who is gone counts nothing.
+
+    Raises:
+        OSError: of `SHORTAGE`, so nobody can say.
+    """
     ticks = 0
     for process in processes:
         fields = _read(process.pid, "stat").rpartition(b")")[2].split()
@@ -106,21 +121,21 @@ def cpu_time(processes: Iterable[Process]) -> int:
 
 
 def kill(process: Process, number: int) -> bool:
-    """Send signal *number* to *process*; return False when it is gone or not ours to signal.
+    """Send signal *number* to *process*; return False when it is gone, not ours to signal, or cannot be looked at now.
 
     Never hits another process that has got the pid since: a pidfd names one process for good, so
     the start time is compared after it was opened.  Where pidfds cannot be had (kernel before 5.3,
     no descriptor free) a gap of microseconds remains.
     """
     with _pidfd(process.pid) as pidfd:
-        if look(process.pid) != process:
-            return False
         try:
+            if look(process.pid) != process:
+                return False
             if pidfd is None:
                 os.kill(process.pid, number)
             else:
                 signal.pidfd_send_signal(pidfd, number)
-        except (ProcessLookupError, PermissionError):
+        except OSError:  # with ProcessLookupError and PermissionError
             return False
     return True
 
@@ -162,15 +177,23 @@ def _read(pid: int, name: str) -> bytes:
     """One file of a process; empty when the process is gone or the file is not for us."""
     try:
         return _spare.read(f"{PROC}/{pid}/{name}")
-    except OSError:
+    except OSError as exc:
+        _raise_shortage(exc)
         return b""
 
 
 def _pids() -> list[int]:
     try:
         return [int(entry) for entry in _spare.names(str(PROC)) if entry.isdigit()]
-    except OSError:
+    except OSError as exc:
+        _raise_shortage(exc)
         return []
+
+
+def _raise_shortage(exc: OSError) -> None:
+    """Return when *exc* says something about what was looked at, rather than about us."""
+    if exc.errno in SHORTAGE:
+        raise exc
 
 
 class _Spare:
@@ -238,12 +261,15 @@ def _pidfd(pid: int) -> Iterator[int | None]:
 
 def port_owner(port: int, host: str | None, tree: Iterable[Process]) -> PortOwner:
     """Whether a connection to *host*:*port* is taken by one of *tree*, or by whom else."""
-    inodes = listening_inodes(port, host)
-    if not inodes:
-        return PortOwner.NOBODY if _tables() else PortOwner.UNKNOWN
-    if any(holds_any(process.pid, inodes) for process in tree):
-        return PortOwner.TREE
-    return PortOwner.STRANGER if who_listens(port, host) else PortOwner.UNKNOWN
+    try:
+        inodes = listening_inodes(port, host)
+        if not inodes:
+            return PortOwner.NOBODY if _tables() else PortOwner.UNKNOWN
+        if any(holds_any(process.pid, inodes) for process in tree):
+            return PortOwner.TREE
+        return PortOwner.STRANGER if who_listens(port, host) else PortOwner.UNKNOWN
+    except OSError:  # of `SHORTAGE`
+        return PortOwner.UNKNOWN
 
 
 def listening_inodes(port: int, host: str | None = None) -> frozenset[int]:
@@ -253,6 +279,9 @@ def listening_inodes(port: int, host: str | None = None) -> frozenset[int]:
     takes it, an IPv6 one for IPv4 as well (unless it was told not to, which is not shown).  Without
     *host*, or when it is a name and no address, every listener on the port counts.  Only sockets of
     our own network namespace are seen.
+
+    Raises:
+        OSError: of `SHORTAGE`, so nobody can say.
     """
     listeners = [entry for table in _tables() for entry in _listeners(table, port)]
     wanted = _address(host)
@@ -265,12 +294,17 @@ def listening_inodes(port: int, host: str | None = None) -> frozenset[int]:
 
 
 def holds_any(pid: int, inodes: frozenset[int]) -> bool:
-    """Whether the process has one of these sockets open; False too when we may not know."""
+    """Whether the process has one of these sockets open; False too when we may not know.
+
+    Raises:
+        OSError: of `SHORTAGE`, so nobody can say.
+    """
     names = {f"socket:[{inode}]" for inode in inodes}
     directory = f"{PROC}/{pid}/fd"
     try:
         return any(_target(f"{directory}/{descriptor}") in names for descriptor in _spare.names(directory))
-    except OSError:
+    except OSError as exc:
+        _raise_shortage(exc)
         return False
 
 
@@ -279,6 +313,9 @@ def who_listens(port: int, host: str | None = None) -> list[Process]:
 
     Looks through every process, some 10 ms on a desktop: for the message to people, after the
     family has been asked with `holds_any`.
+
+    Raises:
+        OSError: of `SHORTAGE`, so nobody can say.
     """
     inodes = listening_inodes(port, host)
     if not inodes:
@@ -298,8 +335,10 @@ _ROW: Final = rb"^ *\d+: ([0-9A-F]+):%04X [0-9A-F]+:[0-9A-F]+ 0A \S+ \S+ \S+ +\d
 def _tables() -> list[bytes]:
     tables = []
     for name in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
+        try:
             tables.append(_spare.read(f"{PROC}/net/{name}"))
+        except OSError as exc:  # a kernel without IPv6, for one
+            _raise_shortage(exc)
     return tables
 
 

@@ -5,6 +5,8 @@ What follows from the answers is decided in `process`.
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable
 from typing import Final
 from urllib.parse import urlsplit
@@ -24,6 +26,8 @@ from trioswap.stopping import Family, pauses
 PROBE_MIN: Final = 0.01
 PROBE_MAX: Final = 0.25
 PROBE_SHARE: Final = 0.02
+# As probes tell them (`connection.reason`).
+_SHORTAGE: Final = tuple(os.strerror(number).lower() for number in proctree.SHORTAGE)
 
 
 @attrs.frozen
@@ -50,7 +54,10 @@ class Port:
             return None
         if proctree.port_owner(self.number, self.host, family.members()) is not PortOwner.STRANGER:
             return None
-        owners = ", ".join(f"{p.name} (pid {p.pid})" for p in proctree.who_listens(self.number, self.host))
+        try:
+            owners = ", ".join(f"{p.name} (pid {p.pid})" for p in proctree.who_listens(self.number, self.host))
+        except OSError:  # nobody can say (`proctree.SHORTAGE`)
+            owners = ""
         return (
             f"port {self.number} belongs to {owners or 'another process'}, not to the server of this model; stop that,"
             ' use ${PORT}, or set port_owner = "any" when the server runs in a container'
@@ -59,8 +66,9 @@ class Port:
     async def wait_free(self, family: Family) -> None:
         """Return when nobody listens here; a stranger will not leave for our sake.  May wait for ever."""
         for pause in pauses():
-            if not proctree.listening_inodes(self.number, self.host) or self.stranger(family):
-                return
+            with contextlib.suppress(OSError):  # while nobody can say, it is not free
+                if not proctree.listening_inodes(self.number, self.host) or self.stranger(family):
+                    return
             await trio.sleep(pause)
 
 
@@ -92,10 +100,15 @@ class Health:
         while missed < misses:
             await trio.sleep(every)
             # Asked twice: who has been given a request meanwhile may be busy with it.
-            if is_at_work() or await self._is_well() or is_at_work():
+            if is_at_work() or await self._is_well() or is_at_work() or self._could_not_ask:
                 missed = 0
             else:
                 missed += 1
+
+    @property
+    def _could_not_ask(self) -> bool:
+        """Whether the last probe failed because we have no descriptor left, which says nothing about the server."""
+        return any(words in self.last_answer for words in _SHORTAGE)
 
     async def _is_well(self) -> bool:
         answer = await self.prober.ready(self.url)

@@ -22,6 +22,7 @@ from trioswap.cors import Cors
 from trioswap.errors import ConfigError, NothingToReload, ShuttingDown, TrioswapError
 from trioswap.names import Names
 from trioswap.remote import Peer
+from trioswap.returning import Returner
 from trioswap.state import State
 from trioswap.tls import Certificates
 from trioswap.watching import Watch
@@ -55,6 +56,7 @@ class Reloader:
     """Reads the files again, in a thread; the models of the one that it is given keep their ports."""
     certificates: Certificates | None = None
     preload: Callable[[str], Awaitable[None]] | None = None
+    returner: Returner | None = None
     _wanted: trio.Event = attrs.field(factory=trio.Event, init=False)
     _next: _Round = attrs.field(factory=_Round, init=False)
     _peers: dict[Peer, trio.CancelScope] = attrs.field(factory=dict, init=False)
@@ -160,10 +162,14 @@ class Reloader:
                 nursery.start_soon(self._close, peer, frozenset(services.tracker.rows))
         if "log_level" in changes.settings:
             logsetup.set_level(config.log_level)
+        if "log_time_format" in changes.settings:
+            logsetup.set_time_format(config.log_time_format)
         if self.certificates is not None and config.tls is not None and "tls" in changes.settings:
             self.certificates.config = config.tls
             self.certificates.reload()
         self._preload(nursery, config, services.config)
+        if self.returner is not None:
+            self.returner.renew(config)
         services.events.stir()
 
     def _preload(self, nursery: trio.Nursery, config: Config, old: Config) -> None:

@@ -21,11 +21,12 @@ import attrs
 import trio
 
 from trioswap import memory, process
-from trioswap.bounds import ALARM_GRACE, Limits, Waiter, held_by, in_words, overdue_decisions, wait_bound, waiters
+from trioswap.bounds import ALARM_GRACE, Limits, Waiter, held_by, overdue_decisions, wait_bound, waiters
 from trioswap.config import ModelConfig
 from trioswap.errors import NotReady, WaitTooLong
 from trioswap.fleet import Fleet
 from trioswap.group import CUT_GRACE, SwapGroup
+from trioswap.mending import name_of, snapshot, some
 from trioswap.messages import Left, WokeUp
 from trioswap.turns import Model
 
@@ -42,8 +43,6 @@ PERSISTS: Final = 3
 QUIET: Final = 60.0
 # Seconds for a spawn on a slow disk and a last probe, beside `health_check_timeout`.
 SPAWN: Final = 10.0
-# As many as a log line can bear.
-SHOWN: Final = 20
 
 
 @attrs.frozen
@@ -81,6 +80,8 @@ class _Seen:
     """About whom there was something to decide."""
     thought: frozenset[str] = frozenset()
     """Those for whose sake the scheduler has been told to think again, and who have been overdue ever since."""
+    faults: int = 0
+    """How often its scheduler had broken."""
     logged: dict[str, float] = attrs.field(factory=dict)
     """What was logged, and when."""
 
@@ -96,7 +97,7 @@ class SelfCheck:
         """Seconds by which the last look came late."""
         self.held: tuple[Held, ...] = ()
         self.stuck: tuple[str, ...] = ()
-        """Models whose process survived SIGKILL."""
+        """Models whose process could not be ended."""
         self.given_up = 0
         """Requests that were answered with an error because they waited beyond their bound."""
         self._checked_at = -math.inf
@@ -201,7 +202,7 @@ class _Look:
             self.seen.waits.clear()
             return
         # Each by itself: what one cannot see another may.
-        for step in (self._judge_alarm, self._judge_decisions, lambda: self._judge_waits(passed)):
+        for step in (self._judge_alarm, self._judge_decisions, lambda: self._judge_waits(passed), self._judge_faults):
             self._try(step)
 
     def _try(self, step: Callable[[], None]) -> None:
@@ -217,6 +218,12 @@ class _Look:
         if missed > ALARM_GRACE + self.late:
             self._found_broken("an alarm was missed", f"{missed:.1f} s ago")
         self.group.feed(WokeUp())
+
+    def _judge_faults(self) -> None:
+        """A scheduler that broke has begun anew, and its group has logged that; but it is not to be counted on now."""
+        if self.group.faults > self.seen.faults:
+            self.broken = True
+        self.seen.faults = self.group.faults
 
     # ---- decisions ---------------------------------------------------------------------------
 
@@ -316,32 +323,14 @@ class _Look:
             logger.error("self-check: %s %s %s", what, more, self.snapshot())
 
     def _name(self, ticket: int) -> str:
-        return self.group.labels.get(ticket) or f"ticket {ticket}"
+        return name_of(ticket, self.group.labels)
 
     def _names(self, tickets: Collection[int]) -> str:
-        return _some([self._name(ticket) for ticket in tickets])
+        return some([self._name(ticket) for ticket in tickets])
 
     def snapshot(self) -> str:
         """All that the scheduler knows, in one line."""
-        try:
-            return self._snapshot()
-        except Exception as exc:  # where all is broken this may be, too
-            return f"cannot be told: {exc!r}"
-
-    def _snapshot(self) -> str:
-        models, plan = self.core.models, self.core.plan
-        served = [f"{self._name(ticket)} by {m.name}" for m in models.values() for ticket in m.leases]
-        queue = [
-            f"{self._name(w.ticket)} for {w.model} {self.now - w.arrived:.1f} s place {w.place}"
-            for w in waiters(models)
-        ]
-        blocked = [f"{name} by {'+'.join(b.by) or 'a load'}" for name, b in plan.blocked.items()]
-        closed = [f"{name} for {claim.name}" for name, claim in plan.closed.items()]
-        return (
-            f"models=[{in_words(models.values(), self.now)}] leases=[{_some(served)}] queue=[{_some(queue)}] "
-            f"wake_in={self.core.wake_at - self.now:.1f} order=[{_some(plan.order)}] closed=[{_some(closed)}] "
-            f"blocked=[{_some(blocked)}]"
-        )
+        return snapshot(self.core, self.group.labels, self.now)
 
 
 def limits_of(spec: ModelConfig) -> Limits:
@@ -349,6 +338,15 @@ def limits_of(spec: ModelConfig) -> Limits:
     stop = spec.unload_drain_timeout + 2 * CUT_GRACE + process.stop_limit(spec) + memory.RETURN_WAIT
     drain = None if spec.drain_timeout is None else spec.drain_timeout + CUT_GRACE
     return Limits(process.load_limit(spec) + SPAWN, stop, drain)
+
+
+def shutdown_limit(fleet: Fleet) -> float:
+    """Seconds within which *fleet* has ended once `shutdown` was called: what its slowest server may take.
+
+    All of them drain and stop at the same time.
+    """
+    specs = (spec for group in fleet.groups for spec in group.models.values())
+    return max((limits_of(spec).stop for spec in specs), default=0.0)
 
 
 def _oldest(holders: Sequence[Model]) -> Model:
@@ -360,8 +358,3 @@ def _may_say(seen: _Seen, what: str, now: float) -> bool:
     """Whether *what* was not logged a moment ago."""
     seen.logged = {text: at for text, at in seen.logged.items() if now - at < QUIET}
     return seen.logged.setdefault(what, now) == now
-
-
-def _some(words: Sequence[str]) -> str:
-    more = len(words) - SHOWN
-    return ", ".join(words[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -17,6 +17,7 @@ is left to itself when it is late, and this is what follows from it:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -37,11 +38,23 @@ logger = logging.getLogger(__name__)
 if sys.version_info < (3, 11, 4):
     vars(subprocess)["_USE_VFORK"] = False  # as its documentation says; typeshed calls it final
 
+# What a start may fail of whatever is to be started, and what can be done about it (fork(2), pipe(2)).
+_SHORTAGES: Final = {
+    errno.EMFILE: "trioswap has no file descriptor left; raise LimitNOFILE of its service, or `ulimit -n`",
+    errno.ENFILE: "the machine has no file descriptor left; raise fs.file-max, or see who has so many open",
+    errno.EAGAIN: "no process can be added; raise TasksMax and LimitNPROC of the service, or `ulimit -u`",
+    errno.ENOMEM: "the kernel has no memory left; see who uses it",
+}
 # Seconds for which a cancellation waits for a spawn that is under way: mostly the process is there at once.
 HOLD: Final = 5.0
 # Seconds between two looks of a thread whether what came too late has ended: at first, doubled each time, and at most.
 LOOK_FIRST: Final = 0.05
 LOOK_MAX: Final = 5.0
+
+
+def shortage(exc: BaseException) -> str | None:
+    """What we have run out of, and what to do, if *exc* says that; it is no fault of what was to be started."""
+    return _SHORTAGES.get(exc.errno or 0) if isinstance(exc, OSError) else None
 
 
 class SpawnTooLate(Exception):
@@ -122,7 +135,7 @@ async def spawn(
     handover = _Handover(argv, {**os.environ, **env}, last_signal, trio.lowlevel.current_trio_token())
     try:
         with trio.move_on_at(deadline):
-            await trio.to_thread.run_sync(handover.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+            await handover.start()
     finally:
         # Shielded, or each cancelled start would end in the thread, unseen; it has its deadline.
         with trio.CancelScope(deadline=min(deadline, trio.current_time() + HOLD), shield=True):
@@ -157,6 +170,18 @@ class _Handover:
                 return None
             popen, output = self._spawned
             return Child(popen, trio.lowlevel.FdStream(output))
+
+    async def start(self) -> None:
+        """Run in a thread, which is left to itself when this is cancelled.
+
+        Raises:
+            OSError, ValueError: nothing can be spawned.
+        """
+        try:
+            await trio.to_thread.run_sync(self.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+        except RuntimeError as exc:  # "can't start new thread"
+            self.settled.set()
+            raise OSError(errno.EAGAIN, str(exc)) from exc
 
     def run(self) -> None:
         """Spawn.  In the thread.
@@ -200,10 +225,14 @@ class _Handover:
             os.killpg(popen.pid, self.last_signal)
         popen.wait()
         marker, asked, pause = self.env.get(proctree.MARKER), set[proctree.Process](), LOOK_FIRST
-        # By the marker alone: the number is not its own any more.
-        while marker is not None and (left := proctree.members(-1, marker)):
-            for process in set(left) - asked:
-                proctree.kill(process, self.last_signal)
-                asked.add(process)
+        while marker is not None:
+            with contextlib.suppress(OSError):  # while nobody can say, somebody is there
+                # By the marker alone: the number is not its own any more.
+                left = set(proctree.members(-1, marker))
+                if not left:
+                    return
+                for process in left - asked:
+                    proctree.kill(process, self.last_signal)
+                asked |= left
             threading.Event().wait(pause)
             pause = min(2 * pause, LOOK_MAX)

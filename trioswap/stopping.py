@@ -1,10 +1,14 @@
 """The family of one attempt's processes: who is left of it, signals to all of it, waiting for its end.
 
 When to ask, in which way, and how long to wait is the business of `process`.
+
+Nobody is taken for gone who was not looked for: while no look is to be had, for want of descriptors
+(`proctree.SHORTAGE`), whoever was there counts as still there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -31,24 +35,35 @@ class Family:
     """The server, once there is one."""
     _gone: bool = False
     """Nobody is left, and the leader's number may be somebody else's."""
+    _seen: list[proctree.Process] = attrs.field(factory=list)
+    """Who was left at the last look that succeeded."""
 
     def __bool__(self) -> bool:
-        """Whether anybody is left, be it only a zombie."""
-        return (self.leader is not None and self.leader.returncode is None) or bool(self.members())
+        """Whether anybody is left, be it only a zombie; True, too, when nobody can say."""
+        if self.leader is None:
+            return False
+        return self.leader.returncode is None or bool(self.members()) or not self._gone
 
     def members(self) -> list[proctree.Process]:
-        """Who is left; once that is nobody, `proctree.members` must not be asked again."""
+        """Who is left, or was at the last look if none is to be had now.
+
+        Once that is nobody, `proctree.members` must not be asked again.
+        """
         if self.leader is None or self._gone:
             return []
         reaped, pid = self.leader.returncode is not None, self.leader.pid
-        # One look may miss a server that forks and ends just then, as daemons do; a second one finds its child.
-        found = proctree.members(pid, self.marker) or proctree.members(pid, self.marker)
-        self._gone = reaped and not found
-        return found
+        with contextlib.suppress(OSError):
+            # One look may miss a server that forks and ends just then, as daemons do; a second one finds its child.
+            self._seen = proctree.members(pid, self.marker) or proctree.members(pid, self.marker)
+            self._gone = reaped and not self._seen
+        return self._seen
 
-    def strays(self) -> list[proctree.Process]:
-        """Who has the marker; may be asked at any time, for no number is looked for."""
-        return proctree.members(-1, self.marker)
+    def has_strays(self) -> bool:
+        """Whether anybody has the marker, or nobody can say; may be asked at any time, for no number is looked for."""
+        try:
+            return bool(proctree.members(-1, self.marker))
+        except OSError:
+            return True
 
     def signal(self, number: int) -> None:
         """Signal everybody, each process once: a second SIGTERM makes some servers give up at once.
@@ -84,12 +99,13 @@ class Family:
         """The same with *number* for whoever has the marker, each once."""
         asked: set[proctree.Process] = set()
         for pause in pauses():
-            left = set(self.strays())
-            if not left:
-                return
-            for process in left - asked:
-                proctree.kill(process, number)
-            asked |= left
+            with contextlib.suppress(OSError):
+                left = set(proctree.members(-1, self.marker))
+                if not left:
+                    return
+                for process in left - asked:
+                    proctree.kill(process, number)
+                asked |= left
             await trio.sleep(pause)
 
 

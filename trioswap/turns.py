@@ -150,7 +150,7 @@ class Model:
     drained: bool = False
     """`Drained` has come in this DRAINING: who is still counted is to be cut loose."""
     stuck: bool = False
-    """Its process survived SIGKILL; only while STOPPING."""
+    """Its process could not be ended (`GotStuck`); only while STOPPING."""
     out_of_memory: bool = False
     """Its last start failed for want of memory, and it is tried once more."""
     circuit: Circuit = attrs.field(factory=Circuit)

@@ -76,10 +76,11 @@ SETTINGS: Final = {
     "heartbeat": "heartbeat",
     "max_queue": "max_queue",
     "log_level": "log_level",
+    "log_time_format": "log_time_format",
     "max_request_body": "max_request_body",
     "max_upload": "max_upload",
     "include_aliases_in_list": "include_aliases_in_list",
-    "hooks": "hooks",  # what is new in `preload` is loaded; what is gone from it stays
+    "hooks": "hooks",  # what is new in a `preload` is loaded, now or then; what is gone from it stays
     "ignore_paths": "upstream.ignore_paths",
     # The rest is not acted on by this version (config.later), so nothing stands in its way.
     "metrics_max_in_memory": "metrics_max_in_memory",
@@ -95,7 +96,6 @@ LATER: Final = {
     "listen": "listen",  # clients have connections to the old address, and it may be a privileged one
     "state_dir": "state_dir",  # the claim to it names this daemon, and the marks of its model servers
     "log_to_stdout": "log_to_stdout",  # the handlers of logging are there from the first line to the last
-    "log_time_format": "log_time_format",
     "log_dir": "log_dir",
     "log_file_size": "log_file_size",
     "log_files": "log_files",

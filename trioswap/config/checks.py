@@ -187,16 +187,18 @@ def _check_fits(path: Path, need: int, sizes: Mapping[str, int | None], headroom
         mistakes.add(path, f"found {format_size(need)}, allowed is {allowed}")
 
 
-# ---- what is loaded at the start ----------------------------------------------------------
+# ---- what is loaded without being asked for ----------------------------------------------
 
 
 def _check_preload(config: Config, mistakes: Mistakes) -> None:
     """Each load of another would undo the one before."""
     if mistakes.touch(("groups",)) or mistakes.touch(("matrix",)):
         return
-    obstacle = Coexistence.of(config).obstacle(config.hooks.preload)
-    if obstacle is not None:
-        mistakes.add(("hooks", "on_startup", "preload"), f"found models {obstacle}, allowed are models that can be")
+    coexistence, hooks = Coexistence.of(config), config.hooks
+    for hook, models in (("on_startup", hooks.preload), ("on_idle", hooks.idle_preload)):
+        obstacle = coexistence.obstacle(models)
+        if obstacle is not None:
+            mistakes.add(("hooks", hook, "preload"), f"found models {obstacle}, allowed are models that can be")
 
 
 # ---- addresses --------------------------------------------------------------------------

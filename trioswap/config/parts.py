@@ -23,6 +23,8 @@ PEER_RESPONSE_HEADER: Final = 60.0
 """Of a peer only: a local server may take as long as a long prompt takes it."""
 # llama-swap's default, and the least it takes (core reference 1.7).
 PERFORMANCE_EVERY: Final = 5.0
+# Ollama keeps a model so long that nobody asks for (OLLAMA_KEEP_ALIVE): about as long as a person thinks.
+IDLE_AFTER: Final = 300.0
 # llama-swap's default, in its spelling (core reference 1.7).
 SESSION_HEADERS: Final = ("X-Session-ID", "X-Litellm-Session-Id")
 
@@ -115,6 +117,10 @@ class HooksConfig:
 
     preload: tuple[str, ...] = ()
     """Models to load at the start, by their real names, each once."""
+    idle_preload: tuple[str, ...] = ()
+    """Models to load again when the others are not asked for any more, in the same manner."""
+    idle_after: float = IDLE_AFTER
+    """Seconds for which they are not, at the least."""
 
 
 @attrs.frozen

@@ -2,7 +2,7 @@
 
 Here only shapes are judged: known keys, right types, values that can be read at all.
 `None` means "not written"; what that comes to is decided in `resolve`.  A model's table is
-in `raw_model`, those about who may ask are in `raw_access`.
+in `raw_model`, those about who may ask are in `raw_access`, what is done by itself in `raw_hooks`.
 """
 
 # ruff: noqa: RUF009 - `key` declares a field, as attrs.field does
@@ -17,6 +17,7 @@ from trioswap.config.keys import key
 from trioswap.config.kinds import Amount, Capacity, Count, Duration, Json, Number, Patience, Secret, Size
 from trioswap.config.mistakes import Mistakes, Path
 from trioswap.config.raw_access import RawCors, RawKey, RawTls
+from trioswap.config.raw_hooks import RawHooks
 from trioswap.config.raw_model import MACROS, RawFilters, RawModel, RawTimeouts
 from trioswap.config.schema import LOG_LEVELS, LOG_TARGETS, POLICIES, STRATEGIES, TIME_FORMATS
 from trioswap.config.strict import Wrong, structure
@@ -113,20 +114,6 @@ class RawUpstream:
         " they say `^` or `$`; an empty array: every path loads.",
         default=r"['\.(js|json|css|png|gif|jpe?g|ico|txt)$']",
     )
-
-
-@attrs.frozen
-class RawStartup:
-    """The table `[hooks.on_startup]`."""
-
-    preload: list[str] | None = key("Models that are loaded as soon as trioswap runs, by name or alias.", default="[]")
-
-
-@attrs.frozen
-class RawHooks:
-    """The table `[hooks]`."""
-
-    on_startup: RawStartup | None = key("What is done at the start.", yaml="on_startup")
 
 
 @attrs.frozen

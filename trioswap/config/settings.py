@@ -1,6 +1,6 @@
 """What the daemon does besides serving models, from what is written to what is meant.
 
-Paths that load nothing, what is loaded at the start, the list of past requests,
+Paths that load nothing, what is loaded without being asked for, the list of past requests,
 measurements, the web pages.
 """
 
@@ -14,6 +14,7 @@ from typing import Final
 
 from trioswap.config.mistakes import Mistakes, Path, found
 from trioswap.config.parts import (
+    IDLE_AFTER,
     PERFORMANCE_EVERY,
     SESSION_HEADERS,
     HooksConfig,
@@ -21,7 +22,8 @@ from trioswap.config.parts import (
     StoreConfig,
     UiConfig,
 )
-from trioswap.config.raw import RawActivity, RawConfig, RawHooks, RawPerformance, RawStartup, RawUi
+from trioswap.config.raw import RawActivity, RawConfig, RawPerformance, RawUi
+from trioswap.config.raw_hooks import RawHooks, RawIdle, RawStartup
 
 # Python's `re` can take for ever over a pattern that asks for it.  Short patterns, and few,
 # are no guard against that, but a long one is hardly meant.
@@ -59,17 +61,27 @@ def _compile(text: str) -> re.Pattern[str]:
 
 
 def read_hooks(raw: RawConfig, names: Mapping[str, str], mistakes: Mistakes) -> HooksConfig:
-    """What is loaded at the start; *names* leads from models and aliases to models."""
-    startup = (raw.hooks or RawHooks()).on_startup or RawStartup()
+    """What is loaded unasked; *names* leads from models and aliases to models."""
+    hooks = raw.hooks or RawHooks()
+    startup, idle = hooks.on_startup or RawStartup(), hooks.on_idle or RawIdle()
+    return HooksConfig(
+        preload=_preload("on_startup", startup.preload or (), names, mistakes),
+        idle_preload=_preload("on_idle", idle.preload or (), names, mistakes),
+        idle_after=IDLE_AFTER if idle.after is None else idle.after,
+    )
+
+
+def _preload(hook: str, written: Sequence[str], names: Mapping[str, str], mistakes: Mistakes) -> tuple[str, ...]:
+    """The models, each once."""
     preload: dict[str, None] = {}
-    for index, name in enumerate(startup.preload or ()):
+    for index, name in enumerate(written):
         model = names.get(name.strip())
         if model is not None:
             preload[model] = None
         elif name.strip() and not mistakes.about(("models",)):
-            path = ("hooks", "on_startup", "preload", index)
+            path = ("hooks", hook, "preload", index)
             mistakes.add(path, found(name, "the name of a model or an alias") + mistakes.guess(name, names))
-    return HooksConfig(preload=tuple(preload))
+    return tuple(preload)
 
 
 def read_store(raw: RawConfig, directory: FilePath, mistakes: Mistakes) -> StoreConfig | None:

@@ -38,6 +38,24 @@ class StartFailed(ModelError):
         return StartFailed(self.model, self.why, out_of_memory=self.out_of_memory, times=times, retry_after=retry_after)
 
 
+class NothingLeftToStart(StartFailed):
+    """It could not even be tried: we, or the machine, lack what every start needs.
+
+    *why* says what that is, and what can be done.
+    """
+
+    def __init__(self, model: str, why: str) -> None:
+        whose = "that is no fault of the model's, and the next request tries again"
+        ModelError.__init__(self, model, f'model "{model}" was not started: {why}; {whose}')
+        self.why = why
+        self.out_of_memory = False
+        self.retry_after = 5  # time for other requests to give something back
+
+    def again(self, *, times: int = 0, retry_after: int = 1) -> NothingLeftToStart:
+        """A fresh instance of the same failure, for the next who asks."""
+        return NothingLeftToStart(self.model, self.why)
+
+
 class ModelCrashed(ModelError):
     """The model server ended by itself, *times* in a row, and is not tried again for *retry_after* seconds."""
 
@@ -67,13 +85,16 @@ class ModelUnloaded(ModelError):
 
 
 class ModelStuck(ModelError):
-    """A process in the way survived SIGKILL, so its memory cannot be had back."""
+    """A process in the way could not be ended, so its memory cannot be had back.
+
+    It survived SIGKILL, or must not get it (`never_kill`).
+    """
 
     retry_after = 60
 
     def __init__(self, model: str, stuck: str) -> None:
         what = "" if model == stuck else f'model "{model}" cannot start: '
-        super().__init__(model, f'{what}the process of model "{stuck}" survived SIGKILL and still holds its memory')
+        super().__init__(model, f'{what}the process of model "{stuck}" could not be ended and still holds its memory')
 
 
 class MemoryLent(ModelError):
@@ -216,6 +237,19 @@ class InternalError(TrioswapError):
 
     def __init__(self, request_id: str) -> None:
         super().__init__(f"internal error; the log of trioswap says more about request {request_id}")
+
+
+class SchedulerBroke(TrioswapError):
+    """What decides about the model of the request has failed and begins anew; the log has the traceback."""
+
+    status = 503
+    retry_after = 1
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the scheduler of trioswap broke while the request waited, and has begun anew; that is a fault of trioswap,"
+            " and its log says more; send the request again"
+        )
 
 
 class WaitTooLong(TrioswapError):

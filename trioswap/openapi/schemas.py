@@ -216,7 +216,7 @@ _MODELS: Final[dict[str, Schema]] = {
             "reasons": _about(_list(_TEXT), "Why it is not."),
             "checked_ms_ago": _CHECKED,
             "late": _about(_SECONDS, "Seconds by which the event loop was late for it."),
-            "stuck": _about(_list(_TEXT), "Models whose process survived SIGKILL and keeps its memory."),
+            "stuck": _about(_list(_TEXT), "Models whose process could not be ended and keeps its memory."),
             "held": _about(_list(ref("HeldRequest")), "Those that wait for requests which nothing bounds."),
             "given_up": _about(_COUNT, "Requests answered with an error because they waited longer than any should."),
         },
@@ -331,6 +331,8 @@ _SCHEDULING: Final[dict[str, Schema]] = {
             "evicts": _list(ref("Victim")),
             "why": _about(_TEXT, "One sentence for people."),
             "estimate": _MAYBE_SECONDS,
+            "failure": _about({"type": ["string", "null"]}, "Why it failed last; null: it has not since it worked."),
+            "retry_in": _about(_SECONDS, "Seconds for which requests are refused after that, and nobody is put out."),
         },
     ),
     "Need": _object(
