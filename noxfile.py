@@ -33,7 +33,8 @@ def tests(session: nox.Session) -> None:
     """Everything but races and large walks: real children, real sockets, the real engine, real clients."""
     session.install("-e", ".[llama,nvidia,simulate,test]")
     long = ("fuzz", "kills", "large", "races", "reloads", "schema", "walks")
-    session.run("pytest", "-m", " and ".join(f"not {marker}" for marker in long), *session.posargs)
+    chosen = " and ".join(f"not {marker}" for marker in long)
+    session.run("pytest", "-n", "auto", "--maxprocesses", "8", "--dist", "worksteal", "-m", chosen, *session.posargs)
 
 
 @nox.session
@@ -115,9 +116,10 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What trioswap adds to a start and to a swap, its policy against llama-swap's, and what a decision costs."""
+    """What trioswap adds to a start, a swap and a request, its policy against llama-swap's, what a decision costs."""
     session.install("-e", ".[simulate]")
     session.run("python", "benchmarks/swap_latency.py")
+    session.run("python", "benchmarks/http_cost.py")
     session.run("python", "benchmarks/policies.py")
     session.run("python", "benchmarks/scheduler_cost.py")
     session.run("python", "benchmarks/config_load.py")

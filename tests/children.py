@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -34,8 +35,11 @@ def python(code: str) -> tuple[str, ...]:
 
 
 # Below the ports that the kernel gives to connections: one of those may take the port of a server that is
-# being swapped.  Each is given once, and two runs at the same time begin at different ones.
-_PORTS = itertools.count(10_000 + 10 * (os.getpid() % 1_900))
+# being swapped.  Each is given once; the workers of a run take turns, and two runs begin at different ones.
+_RUN = zlib.crc32(os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())).encode())
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_PORTS = itertools.count(10_000 + 10 * (_RUN % 1_900) + _WORKER, _WORKERS)
 
 
 def free_port() -> int:

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("numpy")  # of the extra that simulates
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import http_cost
 import policies
 import scheduler_cost
 
@@ -35,6 +36,32 @@ def test_the_default_policy_wins_the_small_duel_in_the_simulation() -> None:
     lease, fifo = policies.simulated(workload, "lease"), policies.simulated(workload, "fifo")
     assert lease.swaps < fifo.swaps / 4
     assert lease.makespan < fifo.makespan
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(30.0, 2), (-1.0, 1)])
+def test_a_request_is_sent_both_ways_in_turns(
+    budget: float, rounds: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A row for each kind, with a ratio of both; when the time is up no further round begins."""
+    sent = list[tuple[http_cost.Address, int]]()
+    real = http_cost.took
+
+    def took(address: http_cost.Address, path: str, body: bytes, count: int) -> list[float]:
+        sent.append((address, count))
+        return real(address, path, body, count)
+
+    settings = {"took": took, "ROUNDS": 2, "REQUESTS": 40, "EVENTS": 3, "BUDGET": budget}
+    for name, value in settings.items():
+        monkeypatch.setattr(http_cost, name, value)
+    http_cost.main()
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.partition("  ")[0] for row in rows] == ["small JSON", "stream"]
+    assert all(float(row.partition("ratio")[2].split()[0]) > 0 for row in rows)
+    ways = [address for address, count in sent if count == 40]
+    assert len(ways) == 2 * rounds
+    assert ways[::2] == ways[:1] * rounds
+    assert ways[1::2] == ways[1:2] * rounds
+    assert ways[0] != ways[1]
 
 
 @pytest.mark.parametrize("scene", [*scheduler_cost.GROUPS, *scheduler_cost.MATRICES])

@@ -101,6 +101,21 @@ async def test_a_plan_of_a_running_daemon():
     ]
 
 
+async def test_a_plan_for_what_has_just_failed():
+    """The last error, and that requests are refused for a while; nobody would go."""
+    models = {"a": scripted(), "b": scripted("--exit-at-start", 7, backoff=500, backoff_max=500)}
+    async with daemon(models) as served:
+        await fetch(served.port, "POST", CHAT, chat("b"))
+        await fetch(served.port, "POST", CHAT, chat("a"))
+        _, state, *lines = await shown("plan", "b", port=served.port)
+    assert cells(state) == ["state", "stopped"]
+    assert [cells(line)[0] for line in lines] == ["fits", "refused", "last error", "evicts", "served in"]
+    fits, refused, error, evicts, served_in = (cells(line)[1] for line in lines)
+    assert (fits, evicts, served_in) == ("no", "nobody", "not before it is tried again, in about 8 min")
+    assert re.fullmatch(r"it has just failed, and is not tried again for (500|4\d\d) s", refused)
+    assert error.startswith("exited with 7")
+
+
 async def test_what_a_daemon_does_not_know():
     """Its own words, one line, and 1, as for every command that asks a daemon."""
     async with daemon({"alpha": scripted()}) as served:

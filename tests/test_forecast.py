@@ -12,6 +12,7 @@ import pytest
 from trioswap.config import GroupConfig
 from trioswap.config.matrix import read_matrix
 from trioswap.config.mistakes import Mistakes
+from trioswap.errors import StartFailed
 from trioswap.footprints import Footprints, Wish
 from trioswap.forecast import amount, amounts, as_document, because, enumerated, forecast
 from trioswap.learning import Average, Costs
@@ -194,6 +195,35 @@ def test_what_others_have_taken_is_no_fault_of_the_model(both):
 
     assert (found["fits"], found["estimate"]) == (False, None)
     assert found["why"] == "other programs use the memory it needs"
+
+
+def test_what_has_just_failed_is_refused_for_a_while():
+    """Nobody goes for it meanwhile; afterwards it is tried, and the last error is still told until it has worked."""
+    groups = Groups((GroupConfig("g", ("a", "b")),))
+    core = Scheduler({"a": Policy(), "b": Policy(backoff=4.0)}, groups, itertools.count(1))
+    core.handle(Arrived(1, "b"), 0)
+    core.handle(Ended("b", 1, StartFailed("b", "exited with 7")), 1)
+    core.handle(Arrived(2, "a"), 1)
+    core.handle(BecameReady("a", 2), 2)
+    core.handle(Left(2), 2)
+
+    found = asked(core, "b", 2.5)
+    assert (found["fits"], found["evicts"], found["estimate"]) == (False, [], None)
+    assert found["why"] == "it has just failed, and is not tried again for 3 s"
+    assert (found["failure"], found["retry_in"]) == ("exited with 7", 2.5)
+
+    found = asked(core, "b", 5)
+    assert [victim["model"] for victim in found["evicts"]] == ["a"]
+    assert (found["failure"], found["retry_in"]) == ("exited with 7", 0)
+    assert found["estimate"] > 0
+
+    core.handle(Arrived(3, "b"), 5)
+    core.handle(Ended("a", 2), 5)
+    core.handle(Ended("b", 3, StartFailed("b", "exited with 8")), 6)
+    found = asked(core, "b", 6)
+    assert found["why"] == "it has failed 2 times in a row, and is not tried again for 8 s"
+    assert found["failure"] == "exited with 8"
+    assert (asked(core, "a", 6)["failure"], asked(core, "a", 6)["retry_in"]) == (None, 0)
 
 
 def test_a_wait_without_bound_is_null():

@@ -26,7 +26,7 @@ from trio.testing import wait_all_tasks_blocked
 from trioswap import logsetup
 from trioswap.config import Config
 from trioswap.logs import Logs
-from trioswap.logsetup import RingHandler, setup_logging
+from trioswap.logsetup import LineFormatter, RingHandler, setup_logging
 from trioswap.logwriter import LogWriter
 
 STAMP = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ "
@@ -57,6 +57,65 @@ def test_a_record_is_one_line():
     assert hub.combined.history() == hub.proxy.history()
 
 
+def test_a_record_is_formatted_once_for_all(tmp_path, monkeypatch):
+    """It is the same line wherever it goes; a traceback is not kept for longer than it takes."""
+    made = list[str]()
+    real = LineFormatter.formatMessage
+
+    def counted(self, record):
+        made.append(record.message)
+        return real(self, record)
+
+    monkeypatch.setattr(LineFormatter, "formatMessage", counted)
+    hub = Logs()
+    with setup_logging(Config(log_dir=tmp_path), hub):
+        logging.getLogger("trioswap.x").info("one")
+        logging.getLogger("trioswap.x").info("two")
+        assert made == ["one", "two"]
+        failure = ValueError("no")
+        logging.getLogger("trioswap.x").error("three", exc_info=failure)
+        formatter = logging.getLogger().handlers[-1].formatter
+        assert isinstance(formatter, LineFormatter)
+        assert formatter._last is None
+    assert hub.proxy.history() == (tmp_path / "trioswap.log").read_bytes()
+    assert b"ValueError: no" in hub.proxy.history()
+
+
+def test_the_time_may_be_told_otherwise_from_now_on(tmp_path):
+    """Wherever our lines go; others' handlers are left alone."""
+    hub, others = Logs(), logging.StreamHandler()
+    others.setFormatter(logging.Formatter("%(message)s"))
+    logging.getLogger().addHandler(others)
+    try:
+        with setup_logging(Config(log_dir=tmp_path, log_time_format=""), hub):
+            logging.getLogger("trioswap.x").info("one")
+            logsetup.set_time_format("kitchen")
+            logging.getLogger("trioswap.x").info("two")
+            logsetup.set_time_format(None)
+            logging.getLogger("trioswap.x").info("three")
+    finally:
+        logging.getLogger().removeHandler(others)
+    told = re.compile(rf"INFO x: one\n\d\d?:\d\d[AP]M INFO x: two\n{STAMP}INFO x: three\n")
+    assert told.fullmatch(hub.proxy.history().decode())
+    assert told.fullmatch((tmp_path / "trioswap.log").read_text())
+    assert others.formatter is not None
+    assert others.formatter._fmt == "%(message)s"
+
+
+def test_the_journal_keeps_its_own_clock(monkeypatch):
+    """Which tells the time already."""
+    monkeypatch.setattr(logsetup, "is_journal", lambda _: True)
+    hub = Logs()
+    with setup_logging(Config(), hub):
+        logsetup.set_time_format("kitchen")
+        [journal] = [
+            handler.formatter
+            for handler in logging.getLogger().handlers
+            if isinstance(handler, logsetup.SinkHandler) and handler.formatter is not None
+        ]
+        assert journal.format(record("hello")) == "<6>INFO daemon: hello"
+
+
 @pytest.fixture
 def new_york(monkeypatch):
     """Five hours west of Greenwich while the test runs."""
@@ -80,7 +139,7 @@ def new_york(monkeypatch):
 def test_a_record_tells_the_time_as_it_should(layout, begin):
     """In Go's words it is the local time, as there; else UTC, or not at all."""
     hub = Logs()
-    RingHandler(hub, layout).handle(record("x"))
+    RingHandler(hub, LineFormatter(layout)).handle(record("x"))
     assert hub.proxy.history() == begin + b"INFO daemon: x\n"
 
 

@@ -67,6 +67,33 @@ def test_everything_is_written_in_order():
     assert bytes(second.written) == b"".join(b"two %d\n" % number for number in range(100))
 
 
+def test_what_comes_fast_is_written_together():
+    """What waits for one target, of one source and in a row, is one write; the order stays, and so does who wrote."""
+    pieces = list[bytes]()
+
+    @attrs.define(eq=False)
+    class Counting(Scripted):
+        def write(self, data: bytes) -> int:
+            pieces.append(data)
+            return super().write(data)
+
+    first, second = Counting(), Counting()
+    second.open.set()
+    writer, sinks = LogWriter("test"), [Sink(first), Sink(second)]
+    writer.put(sinks[0], b"1\n")
+    assert first.entered.wait(GUARD)
+    for number in (2, 3, 4):
+        writer.put(sinks[0], b"%d\n" % number)
+    writer.put(sinks[1], b"5\n")
+    writer.put(sinks[0], b"6", "a")
+    writer.put(sinks[0], b"7\n", "a")
+    writer.put(sinks[0], b"8\n", "b")
+    first.open.set()
+    finish(writer)
+    assert pieces == [b"1\n", b"2\n3\n4\n", b"5\n", b"67\n", b"8\n"]
+    assert writer._taken == 0
+
+
 def test_nobody_waits_and_the_loss_is_told():
     """While the target is stuck putting goes on; then what found room comes, and before the next how many did not."""
     target = Scripted()

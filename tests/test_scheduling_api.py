@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from functools import partial
 
+import jsonschema
 import trio
 from daemons import at_once, chat, connect, daemon, eventually, fetch, is_running, running, scripted
+
+from trioswap.openapi.schemas import SCHEMAS
 
 CHAT = "/v1/chat/completions"
 GIB = 2**30
@@ -20,8 +25,10 @@ async def queue(port: int) -> dict:
 
 
 async def plan(port: int, model: str) -> dict:
+    """What /api/plan says, which must be what its schema does."""
     answer = await fetch(port, "GET", f"/api/plan/{model}")
     assert answer.status == 200
+    jsonschema.validate(answer.json(), {"$ref": "#/components/schemas/Plan", "components": {"schemas": SCHEMAS}})
     return answer.json()
 
 
@@ -139,6 +146,7 @@ async def test_a_plan_tells_who_would_go_and_comes_true():
             "model": "big", "state": "stopped",
             "need": {"source": "declared", "holdings": [{"ram": 5 * GIB}], "note": ""},
             "fits": True, "evicts": [], "why": "there is room for it", "estimate": told["estimate"],
+            "failure": None, "retry_in": 0.0,
         }  # fmt: skip
         assert told["estimate"] > 0
         for model in "ab":
@@ -158,6 +166,26 @@ async def test_a_plan_tells_who_would_go_and_comes_true():
         assert evicted == [victim["model"]]
 
 
+async def test_a_plan_tells_of_what_has_just_failed():
+    """The error, how long requests are refused, and that nobody goes for one: as the request itself finds out."""
+    models = {"a": scripted(), "b": scripted("--exit-at-start", 7, backoff=500, backoff_max=500)}
+    async with daemon(models) as served:
+        assert (await fetch(served.port, "POST", CHAT, chat("b"))).status == 503
+        assert (await fetch(served.port, "POST", CHAT, chat("a"))).status == 200
+        told = await plan(served.port, "b")
+        assert not told["fits"]
+        assert told["evicts"] == []
+        assert told["estimate"] is None
+        assert told["failure"].startswith("exited with 7")
+        assert 400 < told["retry_in"] <= 500
+        assert re.fullmatch(r"it has just failed, and is not tried again for (500|4\d\d) s", told["why"])
+        refused = await fetch(served.port, "POST", CHAT, chat("b"))
+        assert refused.status == 503
+        assert int(refused["retry-after"]) <= math.ceil(told["retry_in"])
+        assert told["failure"] in refused.json()["error"]["message"]
+        assert (await running(served.port))["a"]["state"] == "ready"
+
+
 async def test_a_plan_tells_when_a_busy_model_can_be_made_to_go():
     """Not before max_wait has passed; an idle one goes now, and nothing of that changes because it is asked."""
     models = {"a": scripted(memory="6GiB"), "b": scripted(memory="4GiB", max_wait=50, load_cost=3)}
@@ -171,7 +199,7 @@ async def test_a_plan_tells_when_a_busy_model_can_be_made_to_go():
         assert await plan(served.port, "a") == {
             "model": "a", "state": "ready",
             "need": {"source": "declared", "holdings": [{"ram": 6 * GIB}], "note": ""},
-            "fits": True, "evicts": [], "why": "it is resident", "estimate": 0.0,
+            "fits": True, "evicts": [], "why": "it is resident", "estimate": 0.0, "failure": None, "retry_in": 0.0,
         }  # fmt: skip
         assert (await running(served.port)).keys() == {"a"}
         await busy.stream.aclose()

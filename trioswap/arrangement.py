@@ -24,7 +24,7 @@ import trio
 
 from trioswap.config import Config, GroupConfig, ModelConfig
 from trioswap.config.changes import Changes
-from trioswap.errors import ShuttingDown
+from trioswap.errors import ConfigError, ShuttingDown
 from trioswap.group import SwapGroup
 from trioswap.learning import LOAD, STOP, Average, Costs
 from trioswap.lifecycle import OCCUPIED, State
@@ -129,6 +129,7 @@ class Arrangement:
         New groups run in *nursery*.  One call at a time.
 
         Raises:
+            ConfigError: it has a model by the name of who borrows memory; nothing is changed.
             ShuttingDown: it is too late; nothing is changed.
         """
         spare: list[SwapGroup] = []
@@ -136,6 +137,7 @@ class Arrangement:
             while True:  # groups are started first, for the rest is one step; meanwhile a model may go that had one
                 if closing.is_set():
                     raise ShuttingDown
+                self._check_names(config)
                 residency, rules = self._next_rules(config, changes)
                 heirs = self._heirs(residency.domains(config.models))
                 missing = sum(heir is None for _, heir in heirs) - len(spare)
@@ -148,6 +150,18 @@ class Arrangement:
         finally:
             for group in spare:
                 group.dissolve()
+
+    @property
+    def _borrowers(self) -> frozenset[str]:
+        """Who borrows memory, or waits for some: in a group like a model, but in no configuration."""
+        return frozenset(name for group in self.groups for name in group.models if name not in self.home)
+
+    def _check_names(self, config: Config) -> None:
+        """Two of one name in a group would be taken for each other."""
+        both = sorted(self._borrowers & config.models.keys())
+        if both:
+            why = "memory is lent to a program under this name; choose another one, or reload when it is given back"
+            raise ConfigError("configuration", [f"models.{name}: {why}" for name in both])
 
     def _next_rules(self, config: Config, changes: Changes) -> tuple[Residency, Residency]:
         """The residency of *config*, and the rules in it, both with regard to those who are leaving."""
@@ -197,7 +211,7 @@ class Arrangement:
         back = [name for name in changes.added if name in self.home]  # removed a moment ago, and not gone yet
         self.config, self._residency, self._rules = config, residency, rules
         if self._memory is not None and prospect is not None:
-            self._memory.expect(prospect, keep=self.home.keys() - config.models.keys())
+            self._memory.expect(prospect, keep=(self.home.keys() | self._borrowers) - config.models.keys())
         self.groups += [group for _, group in heirs if group not in self.groups]
         for domain, group in heirs:
             for name in sorted(domain):

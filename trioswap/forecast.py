@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import attrs
 
+from trioswap.circuit import Circuit
 from trioswap.config import GroupConfig
 from trioswap.config.resolve import DEFAULT_GROUP
 from trioswap.errors import DoesNotFit
@@ -59,16 +60,21 @@ class Forecast:
     """One sentence for people."""
     estimate: float
     """Seconds until the request would be served; inf: it would be refused."""
+    failure: str = ""
+    """Why it failed last; empty: it has not, since it last proved to work."""
+    retry_in: float = 0.0
+    """Seconds for which it is not tried again after that, so that requests are refused; 0: the next one is taken."""
 
 
 def forecast(name: str, models: Mapping[str, Model], residency: Residency, rules: Rules, now: float) -> Forecast:
     """What one more request for *name* would meet."""
     asked = _with_one_more(models[name], now)
+    retry_in = asked.circuit.retry_in(now)
     models = {**models, name: asked}
     plan = plan_of(models, residency, rules, now)
     view = next(view for view in waiting(models, plan, residency, now) if view.ticket == _TICKET)
     beside = {m.name: m.holding for m in models.values() if m.state in OCCUPIED and not m.leaving and m is not asked}
-    refused = any(claim is asked for claim, _ in plan.hopeless)
+    refused = retry_in > 0 or any(claim is asked for claim, _ in plan.hopeless)
     victims = () if refused or not asked.is_claim else in_the_way(name, models, residency, rules, now)
     weight = sum(model.queue.weight for model in models.values() if model.is_claim)
     return Forecast(
@@ -76,8 +82,12 @@ def forecast(name: str, models: Mapping[str, Model], residency: Residency, rules
         state=asked.state,
         fits=not asked.is_claim or residency.place(name, beside) is not None,
         evicts=tuple(_victim(models[victim], asked, weight, now) for victim in victims),
-        why=_why(asked, models, plan, _budget_of(residency), because(residency, name, beside)),
+        why=_why_not_tried(asked.circuit, retry_in)
+        if retry_in
+        else _why(asked, models, plan, _budget_of(residency), because(residency, name, beside)),
         estimate=math.inf if refused else view.estimate,
+        failure=asked.circuit.failure,
+        retry_in=retry_in,
     )
 
 
@@ -120,6 +130,8 @@ def as_document(found: Forecast, need: Need | None) -> dict[str, Any]:
         ],
         "why": found.why,
         "estimate": seconds(found.estimate),
+        "failure": found.failure or None,
+        "retry_in": seconds(found.retry_in),
     }  # fmt: skip
 
 
@@ -176,6 +188,11 @@ def _why(asked: Model, models: Mapping[str, Model], plan: Plan, budget: Budget |
         if before:
             return f"there is room for it, but {enumerated(before)} {'is' if len(before) == 1 else 'are'} before it"
     return "there is room for it"
+
+
+def _why_not_tried(circuit: Circuit, retry_in: float) -> str:
+    times = "has just failed" if circuit.failures == 1 else f"has failed {circuit.failures} times in a row"
+    return f"it {times}, and is not tried again for {math.ceil(retry_in)} s"
 
 
 def _why_resident(asked: Model, plan: Plan) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final
 
 _STRFTIME: Final = {
@@ -59,13 +60,19 @@ _OTHERS: Final[Mapping[str, Callable[[datetime], str]]] = {
 }
 
 
+@lru_cache(maxsize=1)  # most lines of a busy daemon are of the same second as the one before
+def in_utc(second: int) -> str:
+    """What lines begin with where nothing is said; *second* is Unix time."""
+    return f"{datetime.fromtimestamp(second, UTC):%Y-%m-%dT%H:%M:%SZ} "
+
+
 def timestamp(layout: str | None, moment: datetime) -> str:
     """*moment* as the named *layout* has it, in its own time zone, and a space; nothing for the empty name.
 
     Without a name it is UTC, to the second: `2026-01-31T12:00:00Z `.
     """
     if layout is None:
-        return f"{_rfc3339(moment.astimezone(UTC))} "
+        return in_utc(int(moment.timestamp()))
     if not layout:
         return ""
     return f"{moment:{_STRFTIME[layout]}} " if layout in _STRFTIME else f"{_OTHERS[layout](moment)} "

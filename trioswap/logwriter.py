@@ -7,18 +7,21 @@ the count stands where they were.  What is written where is decided in `logsetup
 
 from __future__ import annotations
 
+import itertools
 import os
 import select
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 import attrs
 
 # Bytes on their way to a reader that is slow, or a disk; more than a pipe holds, and than a ring keeps.
 ROOM: Final = 1024 * 1024
+# Seconds between two rounds of writing.  The first line after a pause goes out at once; those that come faster share
+# the way: to wake a thread for each of a thousand lines a second cost as much as to make them.
+GATHER: Final = 0.01
 # What a short line takes in memory beside its letters, about.
 _OVERHEAD: Final = 100
 
@@ -77,10 +80,12 @@ class _Item:
     lost: int
     """Lines that were dropped before this."""
     data: bytes
+    count: int = 1
+    """Of how many pieces it was made."""
 
     @property
     def cost(self) -> int:
-        return len(self.data) + _OVERHEAD
+        return len(self.data) + self.count * _OVERHEAD
 
 
 @attrs.define(eq=False)
@@ -95,10 +100,10 @@ class LogWriter:
     on_failure: Callable[[OSError], None] = lambda _: None
     """Told in the thread of each piece that could not be written."""
     room: int = ROOM
-    _items: deque[_Item] = attrs.field(factory=deque, init=False)
-    # What `_items` cost together, and the item that is being written.
+    _items: list[_Item] = attrs.field(factory=list, init=False)
+    # What `_items` cost together, and those that are being written.
     _taken: int = attrs.field(default=0, init=False)
-    _stopping: bool = attrs.field(default=False, init=False)
+    _stopping: threading.Event = attrs.field(factory=threading.Event, init=False)
     # Held for a few lines of code, never during a write.
     _changed: threading.Condition = attrs.field(factory=threading.Condition, init=False)
     _thread: threading.Thread = attrs.field(init=False)
@@ -125,25 +130,26 @@ class LogWriter:
     def stop(self, deadline: float) -> bool:
         """Let the last lines out, until *deadline* on the monotonic clock at the latest; whether they all are."""
         with self._changed:
-            self._stopping = True
+            self._stopping.set()
             self._changed.notify()
         self._thread.join(max(0.0, deadline - time.monotonic()))
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (item := self._next()) is not None:
-            self._write(item)
-            with self._changed:
-                self._taken -= item.cost
+        while items := self._next():
+            for item in _joined(items):
+                self._write(item)
+                with self._changed:
+                    self._taken -= item.cost
+            self._stopping.wait(GATHER)
 
-    def _next(self) -> _Item | None:
-        """The next item; None when all is written and we were told to stop."""
+    def _next(self) -> list[_Item]:
+        """All there is to write; nothing when that is done and we were told to stop."""
         with self._changed:
-            while not self._items:
-                if self._stopping:
-                    return None
+            while not self._items and not self._stopping.is_set():
                 self._changed.wait()
-            return self._items.popleft()
+            items, self._items = self._items, []
+            return items
 
     def _write(self, item: _Item) -> None:
         sink = item.sink
@@ -163,6 +169,16 @@ class LogWriter:
                 sink.lost += _lines(rest) + (0 if told else item.lost)
             self.on_failure(exc)
         sink.source = item.source
+
+
+def _joined(items: Iterable[_Item]) -> Iterator[_Item]:
+    """*items* in their order, those that follow each other on the same way in one piece."""
+    for (sink, source, lost), group in itertools.groupby(items, lambda item: (item.sink, item.source, item.lost)):
+        alike = list(group)
+        if lost:  # the count stands before the first of them, and any other is another loss
+            yield from alike
+        else:
+            yield _Item(sink, source, 0, b"".join(item.data for item in alike), len(alike))
 
 
 def _lines(data: bytes) -> int:

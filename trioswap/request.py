@@ -85,10 +85,12 @@ def client_of(peer: str | None, headers: Headers, trusted: Sequence[Network]) ->
     Each proxy appends whom it heard, so the last that is no proxy of ours is the one; what stands
     before it is mere talk of the client (RFC 7239, 8.1 says as much of its own header).
     """
+    if peer is None or not is_in(peer, trusted):
+        return peer
     chain = [
         part.strip() for field, value in headers if field.lower() == b"x-forwarded-for" for part in value.split(b",")
     ]
-    address = peer
+    address: str | None = peer
     while address is not None and is_in(address, trusted) and chain:
         address = chain.pop().decode("ascii", "replace") or None
     return address if address is None or _is_address(address) else peer
@@ -96,6 +98,8 @@ def client_of(peer: str | None, headers: Headers, trusted: Sequence[Network]) ->
 
 def is_in(address: str, networks: Sequence[Network]) -> bool:
     """Whether *address* is in one of *networks*; what is no address is not."""
+    if not networks:  # most often, and each request asks
+        return False
     try:
         found = ipaddress.ip_address(address)
     except ValueError:

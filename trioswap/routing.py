@@ -42,7 +42,7 @@ class Routing:
     profile: str | None = None
     """The active one."""
     _reserved: Counter[tuple[str, str]] = attrs.field(factory=Counter, init=False)
-    """Requests under way by selector and target."""
+    """Requests under way by selector and the model they were sent to, whatever it is called there."""
     _turns: Counter[str] = attrs.field(factory=Counter, init=False)
 
     def renewed(self, names: Names, peers: Mapping[str, Peer]) -> Routing:
@@ -116,14 +116,14 @@ class Routing:
             raise Forbidden(key.name, f'use model "{name}"')
         chosen = choose(rule, candidates, self._turns[selector])
         self._turns[selector] += 1
-        self._reserved[selector, chosen.target.name] += 1
+        self._reserved[selector, chosen.target.real] += 1
         try:
             yield Route(chosen.target, selector)
         finally:
-            self._reserved[selector, chosen.target.name] -= 1
+            self._reserved[selector, chosen.target.real] -= 1
 
     def _candidate(self, selector: str, target: Target) -> Candidate:
-        reserved = self._reserved[selector, target.name]
+        reserved = self._reserved[selector, target.real]
         match target:
             case Here():
                 down = self.fleet.is_failing(target.model)  # or its quick refusals would draw all requests

@@ -93,10 +93,15 @@ def plan(found: Mapping[str, Any], *, live: bool) -> str:
         rows.append(("state", found["state"]))
     if found["need"] is not None:
         rows.append(("needs", _need(found["need"])))
-    rows.append(("fits", f"{'yes' if found['fits'] else 'no'}: {found['why']}"))
+    fits, retry_in = "yes" if found["fits"] else "no", found.get("retry_in")
+    rows += [("fits", fits), ("refused", found["why"])] if retry_in else [("fits", f"{fits}: {found['why']}")]
+    if found.get("failure"):
+        rows.append(("last error", found["failure"]))
     victims = [_victim(victim, live=live) for victim in found["evicts"]]
     rows += zip(["evicts", *[""] * len(victims)], victims or ["nobody"], strict=False)
-    if live:
+    if live and retry_in:
+        rows.append(("served in", f"not before it is tried again, in {about(retry_in)}"))
+    elif live:
         rows.append(("served in", "never as things are" if found["estimate"] is None else about(found["estimate"])))
     return table(rows)
 
