@@ -716,6 +716,10 @@ class Group(SwapGroup):
                     server.seen = peak
         super().feed(event)
 
+    def _begin_anew(self, event: Event, exc: Exception) -> None:
+        """A scheduler that breaks is a bug, however well its group mends that."""
+        raise exc
+
     def _obey(self, command: Command) -> None:
         account = self.account
         match command:

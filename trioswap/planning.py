@@ -195,6 +195,8 @@ class _Planner:
             if not overdue:
                 self.result.wake_at = min(self.result.wake_at, self.due[claim.name])
                 return True
+            if not victims.isdisjoint(self.promised):  # by arrival: a claim before it, which has had no turn yet
+                return False
         self.movable -= victims
         for name in victims:
             del self.after[name]
