@@ -309,6 +309,38 @@ async def test_who_waits_for_the_end_of_others_weighs_nothing(script, autojump_c
         assert view.weight < 1e-6
 
 
+async def test_whoever_fits_beside_it_does_not_wait_for_the_end_of_its_load(script, autojump_clock):
+    """Where one model loads at a time, the load that nobody waits for gives its turn away."""
+    script.load = 50.0
+    async with world(script, sharing("a")) as found:
+        await trio.sleep(AFTER + 10)
+        begun = trio.current_time()
+        assert await found.use("e") == "e"
+
+        assert found.when("e spawned") == [begun]
+
+
+async def test_a_look_that_breaks_is_looked_after_later(script, autojump_clock, monkeypatch, caplog):
+    """It is logged; requests are served, and the next look brings the model back."""
+    original, struck = Returner._look, []
+
+    async def look(returner: Returner) -> object:
+        if returner.fleet.state("b") is State.READY and len(struck) < 2:
+            struck.append(trio.current_time())
+            raise ZeroDivisionError("seeded")
+        return await original(returner)
+
+    monkeypatch.setattr(Returner, "_look", look)
+    async with world(script, configured()) as found:
+        await found.use("a")
+        assert await found.use("b") == "b"
+        await trio.sleep(10 * AFTER)
+
+        assert len(struck) == 2
+        assert found.there == "a"
+    assert caplog.text.count("nobody is brought back for now") == 2
+
+
 async def test_whoever_wants_it_while_it_comes_back_gets_it(script, autojump_clock):
     """By the load that is under way."""
     async with world(script, configured()) as found:

@@ -148,15 +148,29 @@ class _Planner:
         Nobody starts who would have to go again for an earlier claim: groups may let a
         newcomer in beside one that would put it out.
         """
-        if claim.state is not State.STOPPED or self.loads >= self.rules.parallel_loads:
+        if claim.state is not State.STOPPED:
             return
         holding = self._place_now(claim)
         if holding is None or any(self._would_put_out(n, claim, holding) for n in self.promised):
+            return
+        if self.loads >= self.rules.parallel_loads and not self._end_a_load_for_nobody(claim):
             return
         self.promised.remove(claim.name)
         self.held[claim.name] = self.after[claim.name] = holding
         self.loads += 1
         self.result.start.append((claim, holding))
+
+    def _end_a_load_for_nobody(self, claim: Model) -> bool:
+        """Whether one is left out, so that *claim*, which has room beside it, may load instead."""
+        loads = [m for m in self.models.values() if m.state is State.STARTING and m.name in self.movable]
+        if self.loads > self.rules.parallel_loads or not loads:
+            return False
+        victim = max(loads, key=lambda model: (model.began, model.name))  # which has most of its way before it
+        self.movable.remove(victim.name)
+        del self.after[victim.name]
+        self.result.swap.append((claim, [victim]))
+        self.loads -= 1
+        return True
 
     def _place_now(self, claim: Model) -> Holding | None:
         """Where *claim* fits beside those who are there, so that who was promised room still has it."""
