@@ -2,7 +2,7 @@
 
 An answer that ends cleanly must be whole, and the own one; an error must be readable, in our shape.
 A connection that breaks is fine only where something was done that breaks connections; that of a stream, which
-can say what is wrong, only where it was done to the daemon, or an operator ended it.
+can say what is wrong, only where it was done to the daemon.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _unfinished(asked: Asked, got: Got, excuses: Excuses) -> Judgement:
     # Before its first byte a failure must become a status, whatever happened to the model server (I14), and
     # a stream of events, none of which is large here, can always end with one that says what has happened.
     begun, can_tell = got.status is not None, asked.kind is Kind.STREAM and got.status == 200
-    may_break = excuses.daemon or (begun and (excuses.operator or (excuses.server and not can_tell)))
+    may_break = excuses.daemon or (begun and not can_tell and (excuses.operator or excuses.server))
     if got.end is End.REFUSED and excuses.daemon:
         return Verdict.ABSENT, got.end.value
     if got.end is not End.SILENT and may_break:

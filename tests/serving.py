@@ -64,6 +64,7 @@ class App:
 
     async def stream(self, receive, send):
         await start(send)
+        await body(send, b"")  # the head waits for this
         async for number in self.numbers:
             await body(send, b"%d\n" % number)
         await body(send, b"", more=False)
@@ -111,6 +112,10 @@ class App:
     async def early(self, receive, send):
         await start(send, (b"content-length", b"5"), status=413)
         await body(send, b"large", more=False)
+
+    async def head_only(self, receive, send):
+        """Begin to answer, and have nothing to say."""
+        await start(send)
 
     async def cut(self, receive, send):
         await start(send)

@@ -247,11 +247,37 @@ async def test_a_websocket_is_read_to_its_last_message():
     assert [await inbox.get() for _ in range(3)] == [message, end, end]
 
 
-async def test_a_cancelled_receive_loses_no_message():
-    """An application may put a deadline around receive()."""
+@pytest.mark.parametrize("there", [[], [1]])
+async def test_a_cancelled_receive_loses_no_message(there):
+    """An application may put a deadline around receive(), and is cancelled there whether it would wait or not."""
     inbox = Inbox(2)
+    await put_all(inbox, there)
     with trio.CancelScope() as scope:
         scope.cancel()
         await inbox.get()
-    await put_all(inbox, [1])
-    assert (await inbox.get())["n"] == 1
+    assert scope.cancelled_caught
+    await put_all(inbox, [2])
+    assert [(await inbox.get())["n"] for _ in [*there, 2]] == [*there, 2]
+
+
+async def test_who_only_receives_lets_others_run():
+    """Messages are had without a wait; the end, which never runs out, is told once in each step of the others."""
+    inbox, turns = Inbox(2), []
+
+    async def other():
+        while True:
+            turns.append("other")
+            await trio.lowlevel.checkpoint()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        await trio.lowlevel.checkpoint()
+        await put_all(inbox, [1, 2])
+        turns.clear()
+        assert [(await inbox.get())["n"] for _ in range(2)] == [1, 2]
+        assert turns == []
+        await inbox.put(LEFT)
+        for _ in range(10):
+            await inbox.get()
+        assert len(turns) >= 9
+        nursery.cancel_scope.cancel()

@@ -119,17 +119,17 @@ def test_a_connection_may_break_before_an_answer_only_with_the_daemon(end):
 
 
 @pytest.mark.parametrize(
-    ("asked", "came", "with_server"),
+    ("asked", "came", "excused"),
     [
         (WHOLE, got(answer()[:9], End.BROKEN), Verdict.BROKEN),
         (STREAM, got(events(FIRST, done=False), End.BROKEN), Verdict.LOST),  # it could have said what was wrong
         (STREAM, got(FAILED[:9], End.BROKEN, status=502), Verdict.BROKEN),
     ],
 )
-def test_an_answer_that_has_begun_may_break_with_its_server_too_unless_it_is_a_stream(asked, came, with_server):
-    verdicts = [judge(asked, came, excuses)[0] for excuses in (NOTHING, SERVER, DAEMON, OPERATOR)]
+def test_an_answer_that_has_begun_may_be_broken_off_by_others_too_unless_it_is_a_stream(asked, came, excused):
+    verdicts = [judge(asked, came, excuses)[0] for excuses in (NOTHING, SERVER, OPERATOR, DAEMON)]
 
-    assert verdicts == [Verdict.LOST, with_server, Verdict.BROKEN, Verdict.BROKEN]
+    assert verdicts == [Verdict.LOST, excused, excused, Verdict.BROKEN]
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,12 @@ import h11
 import pytest
 import trio
 from children import PATIENCE
-from daemons import Answer, Client, chat, connect, counts, daemon, eventually, fetch, is_running, running, scripted
+from daemons import Answer, by_hand, chat, connect, counts, daemon, eventually, fetch, is_running, running, scripted
+from trio.testing import wait_all_tasks_blocked
 
+from trioswap import sse
 from trioswap.access import CREDENTIALS
+from trioswap.errors import Cancelled
 
 CHAT = "/v1/chat/completions"
 PROFILES = {
@@ -310,25 +313,70 @@ async def test_a_request_whose_model_loads_is_cancelled():
             assert_cancelled(await client.answer())
 
 
-async def test_a_stream_is_cancelled():
-    """What has begun cannot become an error: it ends, and not as if it were complete; nothing is generated on."""
+@pytest.mark.parametrize("path", [CHAT, "/v1/completions", "/v1/messages", "/v1/responses"])
+async def test_a_stream_is_cancelled(path):
+    """Its last event says so in the words of its endpoint, and nothing is generated on."""
     async with daemon({"a": scripted()}) as served, await connect(served.port) as client:
-        await client.ask("POST", CHAT, chat("a", stream=True, chunks=100_000, chunk_delay=0.001))
+        await client.ask("POST", path, chat("a", stream=True, chunks=100_000, chunk_delay=0.001))
         with trio.fail_after(PATIENCE):
             await client.piece_of_body()
             await cancel(served.port, (await under_way(served.port))[0])
-            assert not await ends_cleanly(client)
+            *_, last = (await client.rest()).split(b"\n\n")[:-1]
+        assert last + b"\n\n" == sse.error_event(sse.dialect_of(path), Cancelled())
         await eventually(partial(aborted, served.model_ports["a"]))
         assert await under_way(served.port) == []
         assert (await fetch(served.port, "POST", CHAT, chat("a"))).status == 200
 
 
-async def ends_cleanly(client: Client) -> bool:
-    """Whether the rest of the body comes as promised, the last event of a stream included."""
-    try:
-        return b"[DONE]" in await client.rest()
-    except h11.RemoteProtocolError:
-        return False
+async def test_a_stream_that_has_comments_only_is_cancelled():
+    """Its status is 200 already, so that its end must say what has happened."""
+    async with daemon({"a": scripted("--never-ready")}, heartbeat=0.05) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a", stream=True))
+        with trio.fail_after(PATIENCE):
+            assert (await client.piece_of_body()).startswith(b": trioswap")
+            await cancel(served.port, (await under_way(served.port))[0])
+            assert (await client.rest()).endswith(sse.error_event(sse.Dialect.CHAT, Cancelled()))
+
+
+async def test_a_whole_answer_that_has_begun_is_cancelled():
+    """There is no place in it for an error: it breaks off, and does not look complete."""
+    async with by_hand() as server, daemon({"a": server}) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a"))
+        async with await server.accept() as model:
+            while not isinstance(await model.next_event(), h11.EndOfMessage):
+                pass
+            await model.send(h11.Response(status_code=200, headers=[("transfer-encoding", "chunked")]))
+            await model.send(h11.Data(data=b"half"))
+            with trio.fail_after(PATIENCE):
+                assert await client.piece_of_body() == b"half"
+                await cancel(served.port, (await under_way(served.port))[0])
+                with pytest.raises(h11.RemoteProtocolError):
+                    await client.rest()
+                assert await model.stream.receive_some() == b""
+        await server.close()
+
+
+async def test_a_client_that_does_not_read_is_cancelled():
+    """What it has not taken yet is not sent to it first, and its model is free at once."""
+    async with daemon({"a": scripted()}) as served, await connect(served.port, small_buffer=True) as client:
+        await client.ask("POST", CHAT, chat("a", stream=True, chunks=10**6, name="x" * 50_000))
+        with trio.fail_after(PATIENCE):
+            await client.head()
+            await eventually(partial(stands_still, served.port))
+            [row] = await under_way(served.port)
+            await cancel(served.port, row)
+            await eventually(partial(is_running, served.port, "a", serving=0))
+            [after] = await under_way(served.port)
+            rest = await client.rest()
+        assert rest.endswith(sse.error_event(sse.Dialect.CHAT, Cancelled()))
+        assert len(rest) < after["resp_bytes"] + 1000
+
+
+async def stands_still(port: int) -> bool:
+    """Whether all buffers on the way to the client are full."""
+    before = await under_way(port)
+    await wait_all_tasks_blocked(0.1)
+    return before[0]["resp_bytes"] == (await under_way(port))[0]["resp_bytes"] > 0
 
 
 @pytest.mark.parametrize("number", ["1", "2", "0", "01", "-1", "%31%32", "x", "%2e", "9" * 400])

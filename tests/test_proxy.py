@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -12,7 +13,7 @@ from functools import partial
 import h11
 import pytest
 import trio
-from children import MODEL_SERVER, free_port
+from children import MODEL_SERVER, PATIENCE, free_port
 from daemons import (
     Client,
     at_once,
@@ -30,6 +31,11 @@ from daemons import (
     speakers,
 )
 from trio.testing import wait_all_tasks_blocked
+
+from trioswap.bounded import BoundedStream
+from trioswap.daemon import CONNECTION_GRACE
+from trioswap.errors import ShuttingDown
+from trioswap.proxy import LAST_CHANCE
 
 CHAT = "/v1/chat/completions"
 # Of the clock, for what takes a hundredth of it: a client that left is noticed at once.
@@ -88,6 +94,25 @@ async def test_pieces_are_passed_on_as_they_come():
         assert await client.piece() == b""
         await model.stream.aclose()
         await server.close()
+
+
+async def test_an_answer_that_comes_at_once_goes_on_at_once(monkeypatch):
+    """One read of the model server's, one write to the client: head and body of a small answer."""
+    writes, send_all = [], BoundedStream.send_all
+
+    async def spy(self, data):
+        writes.append(bytes(data))
+        await send_all(self, data)
+
+    monkeypatch.setattr(BoundedStream, "send_all", spy)
+    async with by_hand() as server, daemon({"a": server}) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a"))
+        async with await asked(server) as model:
+            await model.stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+            assert (await client.answer()).body == b"hello"
+        await server.close()
+    assert len(writes) == 1
+    assert writes[0].endswith(b"\r\n\r\nhello")
 
 
 async def test_many_pieces_at_once_are_passed_on_whole():
@@ -288,6 +313,45 @@ async def test_a_server_that_dies_behind_the_end_of_its_stream(tmp_path):
     """Nothing is missing, so nobody is told of a failure: the stream is as it is when all goes well."""
     async with daemon({"a": breaks(tmp_path, "data: [DONE]\n\n")}) as served:
         assert await stream_of(served.port, "a", chunks=3) == ["a", "a", "a", "[DONE]"]
+
+
+async def test_a_peers_answers_end_with_the_daemon():
+    """A stream that goes on and on ends with an error that says so, and what has no answer yet gets the same as one."""
+    assert LAST_CHANCE < CONNECTION_GRACE
+    ends: list[object] = []
+    async with by_hand() as peer, trio.open_nursery() as nursery:
+        peers = {"p": {"proxy": peer.table("p")["proxy"], "models": ["x"]}}
+        async with daemon({"a": scripted()}, peers=peers) as served:
+
+            async def ask(*, answered: bool, task_status: trio.TaskStatus[None]) -> None:
+                async with await connect(served.port) as client:
+                    await client.ask("POST", CHAT, chat("p/x", stream=answered))
+                    async with await asked(peer) as model:
+                        if answered:
+                            await model.send(h11.Response(status_code=200, headers=EVENTS))
+                            await model.send(h11.Data(data=b"data: 1\n\n"))
+                            assert await client.piece_of_body() == b"data: 1\n\n"
+                        task_status.started()
+                        ends.append(await ending(client) if answered else (await client.answer()).status)
+
+            await nursery.start(partial(ask, answered=True))
+            await nursery.start(partial(ask, answered=False))
+        with trio.fail_after(PATIENCE):
+            while len(ends) < 2:
+                await wait_all_tasks_blocked(0.01)
+    assert set(ends) == {ShuttingDown().message, 503}
+
+
+async def asked(server) -> Client:
+    """The connection on which a whole request came; looks at its health do not count."""
+    while True:
+        model = await server.accept()
+        with contextlib.suppress(h11.RemoteProtocolError):
+            while not isinstance(event := await model.next_event(), h11.EndOfMessage | h11.ConnectionClosed):
+                pass
+            if isinstance(event, h11.EndOfMessage):
+                return model
+        await model.stream.aclose()
 
 
 EVENTS = [("content-type", "text/event-stream")]

@@ -14,6 +14,8 @@ import trio
 import trio.testing
 from serving import HTTP2_PREFACE, LONG, PIECE, App, read_to_end, serving, until
 
+from trioswap.bounded import BoundedStream
+
 # ---- answers -----------------------------------------------------------------------------
 
 
@@ -251,6 +253,50 @@ async def test_the_heads_of_request_and_response():
         response = await client.next_event()
         assert response.status_code == 200
         assert [name for name, _ in response.headers] == [b"content-length", b"date"]
+
+
+@pytest.mark.parametrize("path", ["/hello", "/cut"])
+async def test_head_and_first_piece_are_one_write(path, monkeypatch):
+    """And so, mostly, one packet and one system call for a small answer."""
+    writes, send_all = [], BoundedStream.send_all
+
+    async def spy(self, data):
+        writes.append(bytes(data))
+        await send_all(self, data)
+
+    monkeypatch.setattr(BoundedStream, "send_all", spy)
+    async with serving(App()) as served:
+        client = await served.client()
+        await client.ask(path)
+        await client.next_event()
+        said = (await client.next_event()).data
+    assert len(writes) == 1
+    assert writes[0].startswith(b"HTTP/1.1 200")
+    assert said in writes[0]
+
+
+async def test_the_head_before_an_empty_piece_is_sent():
+    """An application can say that it was asked before it has anything to say; the pieces that follow come singly."""
+    feed, numbers = trio.open_memory_channel(0)
+    async with serving(App(numbers=numbers)) as served:
+        client = await served.client()
+        await client.ask("/stream")
+        assert (await client.next_event()).status_code == 200
+        for number in range(3):
+            await feed.send(number)
+            assert (await client.next_event()).data == b"%d\n" % number
+        await feed.aclose()
+        assert isinstance(await client.next_event(), h11.EndOfMessage)
+
+
+async def test_a_head_without_a_body_is_broken_off():
+    """It is sent for what it is worth; nobody can take the answer for a whole one."""
+    async with serving(App()) as served:
+        client = await served.client()
+        await client.ask("/head-only")
+        assert (await client.next_event()).status_code == 200
+        with pytest.raises(h11.RemoteProtocolError, match="without sending complete message body"):
+            await client.next_event()
 
 
 async def test_pipelined_requests_are_answered_in_order():

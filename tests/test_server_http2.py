@@ -86,6 +86,16 @@ async def test_a_shut_window_stops_the_application():
         await client.stream.aclose()
 
 
+async def test_a_shut_window_does_not_hold_a_head():
+    """The status is no part of what windows bound (RFC 9113, 5.2.1), however large the piece is that follows it."""
+    app = App()
+    async with serving(app, write_stall=LONG) as served:
+        client, _ = await flooded2(served, app)
+        other = await client.ask("/flood")
+        await client.expect(h2.events.ResponseReceived, other)
+        await client.stream.aclose()
+
+
 @pytest.mark.parametrize("path", ["/flood", "/deaf"])
 async def test_leaving_with_a_shut_window_frees_the_application(path):
     """Who waits for a window is let go when the client leaves, even if it never looks at receive()."""

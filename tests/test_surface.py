@@ -29,7 +29,6 @@ from daemons import (
     connect,
     counts,
     daemon,
-    ending,
     eventually,
     fetch,
     is_running,
@@ -868,7 +867,7 @@ async def test_a_busy_target_spills_over():
         assert b'"model": "a"' in await busy.piece_of_body()
         for _ in range(3):
             assert (await fetch(served.port, "POST", CHAT, chat("spill"))).json()["model"] == "b"
-        await eventually(partial(is_under_way, served, 1))  # a row ends a moment after its answer
+            await eventually(partial(is_under_way, served, 1))  # a row ends a moment after its answer
         [row] = (await fetch(served.port, "GET", "/api/inflight")).json()["requests"]
         assert (row["model"], row["metadata"]) == ("a", {"selector": "spill"})
 
@@ -1160,7 +1159,7 @@ async def test_uploads_have_a_limit_of_their_own(target):
 
 
 async def test_a_request_is_cancelled_by_its_number():
-    """While it waits: 499, which clients do not take for an answer; in a stream: it is broken off."""
+    """While it waits: 499, which clients do not take for an answer; a stream ends with an error event."""
     async with together({"slow": scripted("--never-ready"), "a": scripted()}) as served:
         async with await connect(served.port) as waiting, await connect(served.port) as streaming:
             await waiting.ask("POST", CHAT, chat("slow"))
@@ -1179,7 +1178,9 @@ async def test_a_request_is_cancelled_by_its_number():
             assert answer.status == 499
             assert error(WRONG, "cancelled")(answer)
             with trio.fail_after(PATIENCE):
-                assert await ending(streaming)
+                *_, last = (await streaming.rest()).split(b"\n\n")[:-1]
+            assert last.startswith(b"event: error\ndata: ")
+            assert b"cancelled by an operator" in last
         await eventually(partial(is_under_way, served, 0))
 
 

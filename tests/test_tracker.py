@@ -79,14 +79,33 @@ async def test_cancelling_ends_one_request():
             tracker.cancel("2")
             tracker.cancel("2")  # it is there until it has ended
             await wait_all_tasks_blocked()
-            assert row.cancelled
+            assert isinstance(row.failure, Cancelled)
             assert [(exc.status, exc.retry_after) for exc in failures] == [(499, None)]
             assert list(tracker.rows) == [1, 3]
-            assert not any(other.cancelled for other in tracker.rows.values())
+            assert not any(other.failure for other in tracker.rows.values())
             with pytest.raises(NoSuchRequest):
                 tracker.cancel("2")
             tracker.cancel("1")
             tracker.cancel("3")
+
+
+async def test_cancelling_ends_only_what_is_cancellable():
+    """Where somebody has last words, they are said: once, and what is over by then goes on."""
+    tracker, said = Tracker(), []
+    with trio.fail_after(PATIENCE), tracker.track(exchange(), "/") as row:
+        with pytest.raises(Cancelled), row.cancellable():  # noqa: PT012 - the block is what is tested
+            tracker.cancel("1")
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        said.append("sorry")
+    with trio.fail_after(PATIENCE), tracker.track(exchange(), "/") as row:
+        with row.cancellable():
+            await trio.lowlevel.checkpoint()
+        tracker.cancel("2")
+        await trio.lowlevel.checkpoint()
+        said.append("all")
+    assert said == ["sorry", "all"]
+    assert isinstance(row.failure, Cancelled)
 
 
 async def test_a_request_that_ended_first_was_not_cancelled():
@@ -94,7 +113,7 @@ async def test_a_request_that_ended_first_was_not_cancelled():
     tracker = Tracker()
     with tracker.track(exchange(), "/") as row:
         tracker.cancel("1")
-    assert row.cancelled
+    assert isinstance(row.failure, Cancelled)
 
 
 async def test_cancelling_from_outside_is_not_an_operators():
@@ -103,7 +122,7 @@ async def test_cancelling_from_outside_is_not_an_operators():
     with trio.move_on_after(0) as scope, tracker.track(exchange(), "/") as row:
         await trio.sleep_forever()
     assert scope.cancelled_caught
-    assert not row.cancelled
+    assert row.failure is None
     assert not tracker.rows
 
 
@@ -114,6 +133,6 @@ async def test_what_is_no_number_of_a_request(number):
     with tracker.track(exchange(), "/") as row:
         with pytest.raises(NoSuchRequest) as caught:
             tracker.cancel(number)
-        assert not row.cancelled
+        assert row.failure is None
     assert caught.value.status == 404
     assert len(caught.value.message) < 100

@@ -77,7 +77,7 @@ class App:
         if exchange.method == "OPTIONS":
             # Whatever the path: browsers ask before they may show a key, and nobody else asks this.
             exchange.always = services.cors.preflight(exchange.headers)
-            await exchange.start(204, [])
+            await exchange.begin(204, [])
             await exchange.finish()
             return
         route, exchange.rest = routes.find(exchange.method, exchange.raw_path)

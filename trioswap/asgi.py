@@ -53,6 +53,11 @@ class Exchange(Incoming):
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the head of the response."""
+        await self.begin(status, headers)
+        await self.write(b"")
+
+    async def begin(self, status: int, headers: Headers) -> None:
+        """As `start`, but together with the first piece of the body, which must follow at once; no checkpoint."""
         self.status = status
         self.response_headers = [*headers, *self.ours()]
         await self._send({"type": "http.response.start", "status": status, "headers": self.response_headers})
@@ -71,7 +76,7 @@ class Exchange(Incoming):
     async def respond(self, status: int, content_type: str, data: bytes, headers: Headers | None = None) -> None:
         """Send a whole response."""
         fixed = [(b"content-type", content_type.encode("ascii")), (b"content-length", b"%d" % len(data))]
-        await self.start(status, [*fixed, *(headers or [])])
+        await self.begin(status, [*fixed, *(headers or [])])
         await self.finish(data)
 
     async def text(self, status: int, text: str, headers: Headers | None = None) -> None:

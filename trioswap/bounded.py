@@ -205,12 +205,26 @@ class Inbox:
             self._messages.append(message)
             self._news.unpark()
 
-    async def get(self) -> Any:
-        """The next message: the application's `receive`."""
-        await trio.lowlevel.checkpoint()
-        while not self._messages and self._end is None:
+    @property
+    def has_news(self) -> bool:
+        """Whether there is a message."""
+        return bool(self._messages) or self._end is not None
+
+    async def wait(self) -> None:
+        """Return when there is a message."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        while not self.has_news:
             await self._news.park()
+
+    async def get(self) -> Any:
+        """The next message: the application's `receive`.
+
+        No checkpoint while there are messages, which are few.  The end, which is told without end, is always one:
+        an application that only receives would stop the process.
+        """
+        await self.wait()
         if not self._messages:
+            await trio.lowlevel.checkpoint()
             return self._end
         self._room.unpark()
         return self._messages.popleft()

@@ -125,7 +125,7 @@ async def _upload(exchange: Exchange, services: Services, stack: ExitStack) -> b
 async def _forward(way: Way, exchange: Exchange, target: bytes, body: bytes | Body, *, streams: bool = False) -> None:
     call = Call(exchange.method, target, way.headers, body)
     with way.admitted():
-        await proxy.forward(exchange, way.source, call, _manner(way, exchange, streams=streams))
+        await proxy.forward(exchange, way.row, way.source, call, _manner(way, exchange, streams=streams))
 
 
 def _manner(way: Way, exchange: Exchange, *, streams: bool) -> proxy.Manner:
@@ -149,4 +149,5 @@ def _manner(way: Way, exchange: Exchange, *, streams: bool) -> proxy.Manner:
         text if wants_text else None,
         preferred_wait(exchange.headers),
         way.queue_timeout,
+        None if way.peer is None else way.services.fleet.wait_ended,
     )

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import attrs
@@ -28,9 +28,10 @@ import trio
 from trioswap import sse
 from trioswap.asgi import Exchange
 from trioswap.cors import without_cors
-from trioswap.errors import QueueTimedOut, StillLoading, TrioswapError, UpstreamFailed, UpstreamTimedOut
+from trioswap.errors import QueueTimedOut, ShuttingDown, StillLoading, TrioswapError, UpstreamFailed, UpstreamTimedOut
 from trioswap.origin import Answer
 from trioswap.request import Call, Headers
+from trioswap.tracker import Tracked
 from trioswap.way import Source
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 HAND_OVER: Final = 8
 # A dying server breaks its connections a moment before its supervisor sees it end.
 DEATH_NOTICE: Final = 2.0
+# Seconds that an answer has to end by itself once the daemon ends; it cuts what is not over a second later.
+LAST_CHANCE: Final = 2.0
 # Response headers that are ours to send: the date of this response, and the id that our log knows.
 _OURS: Final = frozenset({b"date", b"x-request-id"})
 # Seconds between two looks at how far a load is, for those who see it as text.
@@ -70,6 +73,8 @@ class Manner:
     """Seconds after which the client would rather be told (`Prefer: wait`)."""
     limit: float = math.inf
     """Seconds that a request may wait for its model (`queue_timeout`)."""
+    closing: Callable[[], Awaitable[None]] | None = None
+    """Waits for the end of the daemon; None: who serves the request ends before that, and tells."""
 
 
 @attrs.frozen
@@ -103,13 +108,15 @@ class End:
 Piece = Head | bytes | End | TrioswapError
 
 
-async def forward(exchange: Exchange, source: Source, call: Call, manner: Manner) -> None:
+async def forward(exchange: Exchange, row: Tracked, source: Source, call: Call, manner: Manner) -> None:
     """Answer *exchange* with what the server of *source* says to *call*; end early when the client leaves.
+
+    Who ends *row* from outside ends it as a failure of the server does.
 
     Raises:
         TrioswapError: nothing has been sent yet and this is the answer.
     """
-    await exchange.while_connected(_Relay(exchange, source, call, manner).run)
+    await exchange.while_connected(_Relay(exchange, row, source, call, manner).run)
 
 
 @attrs.define(eq=False)
@@ -117,6 +124,7 @@ class _Relay:
     """One request on its way, and the answer on its way back."""
 
     exchange: Exchange
+    row: Tracked
     source: Source
     call: Call
     manner: Manner
@@ -135,10 +143,17 @@ class _Relay:
         hand, take = trio.open_memory_channel[Piece](HAND_OVER)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, hand)
+            if self.manner.closing is not None:
+                nursery.start_soon(self._end_when_closing, self.manner.closing)
             failure = await self._write(take)
             nursery.cancel_scope.cancel(reason="answered")
         if failure is not None:
             raise failure
+
+    async def _end_when_closing(self, closing: Callable[[], Awaitable[None]]) -> None:
+        await closing()
+        await trio.sleep(LAST_CHANCE)
+        self.row.end(ShuttingDown())
 
     # ---- the reader --------------------------------------------------------------------------
 
@@ -146,12 +161,13 @@ class _Relay:
         """Everything the model server says, then `End` or the error as a value."""
         async with hand:
             try:
-                if not await self._attempt(hand):
-                    logger.info("retry on a fresh start model=%s", self.manner.model)
-                    await self._attempt(hand, last=True)
-                await hand.send(End())
+                with self.row.cancellable():
+                    if not await self._attempt(hand):
+                        logger.info("retry on a fresh start model=%s", self.manner.model)
+                        await self._attempt(hand, last=True)
+                await _pass(hand, End())
             except TrioswapError as exc:
-                await hand.send(exc)
+                await _pass(hand, exc)
 
     async def _attempt(self, hand: trio.MemorySendChannel[Piece], *, last: bool = False) -> bool:
         """Forward once; False: the model server died before its first byte, so try again."""
@@ -184,29 +200,32 @@ class _Relay:
                     await self._explain(first, take)
                     return None
                 case Head():
-                    await self._start(first)
+                    await self._start(first, take)
                 case TrioswapError():
                     return await self._fail(first)
                 case _:
                     raise AssertionError(f"a response begins with its head, not with {first!r}")
-            async for piece in take:
-                match piece:
-                    case bytes():
-                        if passes := piece if self.events is None else self.events.feed(piece):
-                            await self.exchange.write(passes)
+            while True:
+                match await _next(take):
+                    case bytes() if self.row.failure is not None:  # a slow client need not have the rest first
+                        return await self._fail(self.row.failure)
+                    case bytes() as piece:
+                        await self.exchange.write(piece if self.events is None else self.events.feed(piece))
                     case End():
                         await self.exchange.finish(b"" if self.events is None else self.events.rest())
-                    case TrioswapError():
-                        return await self._fail(piece)
-        return None
+                        return None
+                    case TrioswapError() as error:
+                        return await self._fail(error)
 
-    async def _start(self, head: Head) -> None:
+    async def _start(self, head: Head, take: trio.MemoryReceiveChannel[Piece]) -> None:
         if self.text is not None and self.begun:
             await self._say(self.text.end(trio.current_time() - self.since))
         if head.continues_stream and not head.has_length:
             self.events = sse.WholeEvents()
         if not self.begun:
-            await self.exchange.start(head.status, [*_response_headers(head), *self._timing()])
+            # Not to wait for a body that has not begun: the client is to know at once that it was heard.
+            start = self.exchange.begin if take.statistics().current_buffer_used else self.exchange.start
+            await start(head.status, [*_response_headers(head), *self._timing()])
 
     async def _fail(self, error: TrioswapError) -> TrioswapError | None:
         """*error*, if it can still be the answer; else it ends what has begun."""
@@ -299,14 +318,30 @@ class _Relay:
             return
         if self.exchange.status is None:
             self.begun, self.events = True, sse.WholeEvents()
-            await self.exchange.start(200, _STREAM_HEAD)
+            await self.exchange.begin(200, _STREAM_HEAD)
         await self.exchange.write(words)
 
 
 async def _relay(hand: trio.MemorySendChannel[Piece], response: Answer) -> None:
-    await hand.send(Head(response.status, list(response.headers)))
+    await _pass(hand, Head(response.status, list(response.headers)))
     async for chunk in response.chunks():
-        await hand.send(chunk)
+        await _pass(hand, chunk)
+
+
+async def _pass(hand: trio.MemorySendChannel[Piece], piece: Piece) -> None:
+    """Hand *piece* over; no checkpoint while there is room, so that what came together goes on together."""
+    try:
+        hand.send_nowait(piece)
+    except trio.WouldBlock:
+        await hand.send(piece)
+
+
+async def _next(take: trio.MemoryReceiveChannel[Piece]) -> Piece:
+    """The next piece; no checkpoint if it is there."""
+    try:
+        return take.receive_nowait()
+    except trio.WouldBlock:
+        return await take.receive()
 
 
 def _response_headers(head: Head) -> Headers:

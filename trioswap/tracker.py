@@ -12,7 +12,7 @@ from typing import Final
 import attrs
 import trio
 
-from trioswap.errors import Cancelled, NoSuchRequest
+from trioswap.errors import Cancelled, NoSuchRequest, TrioswapError
 from trioswap.incoming import Incoming
 
 # As they are shown; no daemon gets further.
@@ -37,8 +37,28 @@ class Tracked:
     """The model of ours, or the name at a peer; empty: not known yet."""
     metadata: dict[str, str] = attrs.field(factory=dict)
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
-    cancelled: bool = False
-    """By an operator."""
+    """What `end` cancels: all of it, or what is `cancellable`."""
+    failure: TrioswapError | None = None
+    """Why it was ended from outside; None: it was not."""
+
+    def end(self, why: TrioswapError) -> None:
+        """End it from outside, if it is not ended yet."""
+        self.failure = self.failure or why
+        self.scope.cancel(reason=str(why))
+
+    @contextmanager
+    def cancellable(self) -> Iterator[None]:
+        """From now on `end` cancels this block, once, and no more of the request: its client is to be told.
+
+        Raises:
+            TrioswapError: the reason.
+        """
+        self.scope = trio.CancelScope()
+        with self.scope as scope:
+            yield
+        if scope.cancelled_caught:
+            assert self.failure is not None
+            raise self.failure
 
 
 class Tracker:
@@ -61,19 +81,20 @@ class Tracker:
         """Count the block as a request under way.
 
         Raises:
-            Cancelled: an operator ended it.
+            TrioswapError: why it was ended from outside.
         """
         row = Tracked(next(self._numbers), exchange, time.time(), trio.current_time(), path, model)
         self.rows[row.number] = row
         try:
             _tell(self.begun, row)
-            with row.scope:
+            with row.scope as scope:
                 yield row
         finally:
             del self.rows[row.number]
             _tell(self.ended, row)
-        if row.scope.cancelled_caught:
-            raise Cancelled
+        if scope.cancelled_caught:
+            assert row.failure is not None
+            raise row.failure
 
     def cancel(self, number: str) -> None:
         """End the request of that *number*.
@@ -84,8 +105,7 @@ class Tracker:
         row = self.rows.get(int(number)) if _NUMBER.fullmatch(number) else None
         if row is None:
             raise NoSuchRequest(number[:_LONGEST])
-        row.cancelled = True
-        row.scope.cancel(reason="an operator cancelled it")
+        row.end(Cancelled())
 
 
 def _tell(listeners: list[Callable[[Tracked], None]], row: Tracked) -> None:

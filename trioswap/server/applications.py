@@ -1,8 +1,10 @@
 """The application calls of one connection: what each receives, and what it has to say in the end.
 
 Hypercorn's task group with three repairs.  http.disconnect overtakes what the application has not
-read, and never waits (`Inbox`); sending is always a checkpoint; and the body of a request must make
-progress (`Upload`), on HTTP/2 as well, where the connection itself never looks idle meanwhile.
+read, and never waits (`Inbox`); sending a body is always a checkpoint; and the body of a request must make
+progress (`Upload`), on HTTP/2 as well, where the connection itself never looks idle meanwhile.  The head of
+an answer waits for the first piece of its body, as the specification of ASGI asks for ("Response Start"); an
+application that has none yet sends an empty one.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ MIN_BODY_RATE: Final = 500
 _TOO_SLOW: Final = b"the body of the request came too slowly, or not at all\n"
 
 Send = Callable[[ASGISendEvent | None], Awaitable[None]]
+SendBoth = Callable[[Send, ASGISendEvent, ASGISendEvent], Awaitable[None]]
+"""Has Hypercorn send the head of an answer, and what the application says next."""
 
 _HTTP_LEFT: Final[ASGIReceiveEvent] = {"type": "http.disconnect"}
 _WS_LEFT: Final[ASGIReceiveEvent] = {"type": "websocket.disconnect", "code": 1006}
@@ -69,21 +73,24 @@ class Upload:
 
     async def receive(self) -> Any:
         """The next message: the application's `receive`."""
-        if self._over:
-            return await self.inbox.get()
+        if not self._over and not self.inbox.has_news:
+            await self._wait()
+        message = await self.inbox.get()
+        if not self._over:
+            self._count(message)
+        return message
+
+    async def _wait(self) -> None:
+        """Wait for news of the body; for want of progress the client counts as gone."""
         begun = trio.current_time()
-        message = None
-        with trio.move_on_after(self._in_hand):
+        with trio.move_on_after(self._in_hand) as wait:
             try:
-                message = await self.inbox.get()
+                await self.inbox.wait()
             finally:
                 self._in_hand -= trio.current_time() - begun
-        if message is None:
+        if wait.cancelled_caught:
             self.late = True
             await self.inbox.put(_HTTP_LEFT)
-            message = await self.inbox.get()
-        self._count(message)
-        return message
 
     def _count(self, message: Any) -> None:
         self._over = not message.get("more_body", False)
@@ -93,9 +100,9 @@ class Upload:
 class Applications(TaskGroup):
     """The application calls of one connection, each with its own `Inbox`."""
 
-    def __init__(self, body_stall: float) -> None:
+    def __init__(self, body_stall: float, send_both: SendBoth) -> None:
         super().__init__()
-        self._body_stall = body_stall
+        self._body_stall, self._send_both = body_stall, send_both
         self._inboxes: dict[Inbox, ASGIReceiveEvent] = {}
 
     async def spawn_app(
@@ -114,15 +121,22 @@ class Applications(TaskGroup):
             await inbox.put(message)
 
     async def _call(self, app: AppWrapper, scope: Scope, inbox: Inbox, send: Send) -> None:
-        answered = False
+        answered, head = False, None
 
-        async def send_and_yield(message: ASGISendEvent | None) -> None:
+        async def send_and_yield(message: ASGISendEvent) -> None:
             # Hypercorn's send does nothing, not even a checkpoint, for some clients that have gone, and our
             # writes are shielded: an application that only sends would stop the process, or not be cancelled.
-            nonlocal answered
+            nonlocal answered, head
+            if message["type"] == "http.response.start" and not answered:
+                answered, head = True, message
+                return
             answered = True
             await trio.lowlevel.checkpoint()
-            await send(message)
+            if head is None:
+                await send(message)
+            else:
+                first, head = head, None
+                await self._send_both(send, first, message)
 
         upload = Upload(inbox, self._body_stall)
         receive = upload.receive if scope["type"] == "http" else inbox.get
@@ -133,6 +147,8 @@ class Applications(TaskGroup):
         del self._inboxes[inbox]
         if upload.late and not answered:
             await _refuse(send)
+        if head is not None:
+            await send(head)
         await send(None)  # Hypercorn's "the application has returned": answers 500, or ends what was cut short
 
 

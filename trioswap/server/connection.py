@@ -19,11 +19,11 @@ from hypercorn.events import Closed, Event, RawData, Updated  # noqa: TID251
 from hypercorn.protocol import ProtocolWrapper  # noqa: TID251
 from hypercorn.protocol.h11 import H2CProtocolRequiredError, H2ProtocolAssumedError, H11Protocol  # noqa: TID251
 from hypercorn.trio.tcp_server import TCPServer  # noqa: TID251
-from hypercorn.typing import AppWrapper, ConnectionState  # noqa: TID251
+from hypercorn.typing import AppWrapper, ASGISendEvent, ConnectionState  # noqa: TID251
 from hypercorn.utils import parse_socket_addr  # noqa: TID251
 
 from trioswap.bounded import ReadAhead
-from trioswap.server.applications import Applications, Context
+from trioswap.server.applications import Applications, Context, Send
 from trioswap.server.http2 import Http2
 from trioswap.server.secure import TlsStream, Wire
 from trioswap.server.websockets import install
@@ -131,7 +131,8 @@ class Connection(TCPServer):
         self.idle = True
         self._wire, self._limits = wire, limits
         self._established, self._head_begun = False, False
-        self._applications = Applications(limits.body_stall)
+        self._applications = Applications(limits.body_stall, self._send_both)
+        self._keeps, self._kept = False, b""  # what is written next is kept, for the write that follows
         self._reading = trio.CancelScope()
         self._ahead = ReadAhead(READ_AHEAD)
         shared = (app, config, context, self._applications, self.state)
@@ -220,9 +221,22 @@ class Connection(TCPServer):
                 await self._send_eof()
                 await self._end("the protocol is done")
 
+    async def _send_both(self, send: Send, head: ASGISendEvent, piece: ASGISendEvent) -> None:
+        """Send the head of an answer and the first piece, in one write instead of two, each of which costs much."""
+        # Not on HTTP/2, which may wait for the client between the two.
+        self._keeps = isinstance(self.protocol.protocol, H11Protocol)
+        try:
+            await send(head)
+        finally:
+            self._keeps = False
+        await send(piece)
+        await self._write(b"")  # the head, if the piece is empty
+
     async def _write(self, data: bytes) -> None:
-        if not data:
+        self._kept += data
+        if self._keeps or not self._kept:
             return
+        data, self._kept = self._kept, b""
         # Shielded, or half a frame could be followed by another; bounded by the stream's patience.
         # The lock too: an HTTP/2 header block that is dropped here would spoil all that follow.
         with trio.CancelScope(shield=True):
