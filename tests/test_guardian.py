@@ -5,13 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +20,14 @@ import attrs
 import pytest
 import trio
 import trio.testing
-from children import PATIENCE, alive, free_port, model_argv, python, running, wait_gone
+from children import PATIENCE, alive, free_port, model_argv, python, read_until, running, wait_gone
 from commands import Daemon
 from commands import daemon as command
 from daemons import chat, connect, eventually, fetch, is_running, write_config
 from test_daemon import family_at, is_bound
 
 from trioswap import guard, proctree
-from trioswap.guardian import END_WAIT, PROGRAM, Guardian, guarded
+from trioswap.guardian import END_WAIT, PROGRAM, Guardian, _end, guarded
 
 pytestmark = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists(), reason="there is no /proc")
 
@@ -40,6 +41,10 @@ if os.fork() == 0:
     signal.alarm(120)
     os.execve(sys.executable, [sys.executable, '-S', '-E', '-c', 'import signal; signal.pause()'], {})
 """
+# Seconds for which a lease keeps others from loading a program.
+LEASE_TIME = int(Path("/proc/sys/fs/lease-break-time").read_text()) if proctree.PROC.exists() else 45
+# The instance of this process's tests: others run at the same time, and each sweep stops all of its instance.
+OURS = f"i{os.getpid()}"
 STUBBORN = ("--fork", "--setsid-child", "--ignore-sigterm")
 
 
@@ -225,11 +230,91 @@ async def test_what_is_left_without_a_guardian_is_removed_by_the_next_start(tmp_
         os.kill(nameless, signal.SIGKILL)  # without its environment and its session's guardian nobody knows it
 
 
+# ---- what has not loaded its program ------------------------------------------------------
+
+
+@contextmanager
+def slow_disk(directory: Path, program: str) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A copy of *program* that nobody can load before the function is called: who opens it waits in the kernel."""
+    path = directory / "program"
+    shutil.copy(shutil.which(program), path)
+    descriptor = os.open(path, os.O_RDONLY)
+    fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # which nobody heeds; it says that somebody waits
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield path, partial(fcntl.fcntl, descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    finally:
+        os.close(descriptor)
+
+
+def loading(instance: str) -> list[int]:
+    """Who was forked for *instance* and has not loaded its program."""
+    return [pid for pid, name in everybody("comm") if name == f"spawn-{instance}\n".encode()]
+
+
+def named(name: str) -> str:
+    """What gives a child a name, as if a thread that had it had forked the child."""
+    return f"open('/proc/self/comm', 'w').write({name!r});"
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_server_whose_program_is_still_being_loaded_is_not_left(tmp_path, end):
+    """It has no marker, and nobody has told its number; even a daemon that ends in good order can only leave it."""
+    with slow_disk(tmp_path, "sleep") as (server, disk_answers):
+        model = {"cmd": [str(server), "300"], "proxy": "http://127.0.0.1:1", "health_check_timeout": 0.3}
+        path = write_config(tmp_path, {"a": model}, state_dir=str(tmp_path / "state"))
+        async with command("serve", "-c", path) as served:
+            answer = await fetch(served.port, "POST", CHAT, chat("a"))
+            assert "not spawned within 0.3 s" in answer.text
+            [instance] = json.loads((tmp_path / "state" / "lock").read_text())["instances"]
+            [guardian], [late] = guardians_of(instance), loading(instance)
+            served.process.send_signal(end)
+            with trio.fail_after(PATIENCE):
+                assert await served.process.wait() == (0 if end == signal.SIGTERM else -end)
+            await wait_gone(guardian)
+        disk_answers()
+        await wait_gone(late)
+
+
+async def test_such_a_one_is_known_by_the_name_of_the_thread_that_forked_it():
+    """For the next daemon, too; and it is that of an instance."""
+    code = named(guard.thread_name("abcd0123")) + "import signal; print('up'); signal.pause()"
+    async with running(python(code), until="up") as child:
+        for instance in ("abcd0124", "abcd0123"):
+            assert child.poll() is None
+            await trio.to_thread.run_sync(guard.Sweep([instance], {}).run, 0.0, PATIENCE)
+        with trio.fail_after(PATIENCE):
+            assert await child.wait() < 0
+
+
+async def test_who_must_never_be_killed_is_not_though_it_was_found_earlier(tmp_path):
+    """By that name, before it had loaded its program."""
+    start = tmp_path / "start"
+    os.mkfifo(start)
+    marker = f"cdef4567-1{guard.SPARED}"
+    code = (
+        "import os, signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"{named(guard.thread_name('cdef4567'))} print('up'); open(sys.argv[1]).read();"
+        f"os.execve(sys.argv[2], sys.argv[2:], {{{proctree.MARKER!r}: {marker!r}}})"
+    )
+    server = python("import signal; print('loaded'); signal.pause()")
+    async with running((*python(code), str(start), *server), until="up") as child:
+        sweep = guard.Sweep(["cdef4567"], {})
+        [found] = sweep.look()
+        assert found[0] == child.pid
+        await trio.to_thread.run_sync(start.write_text, "")
+        with trio.fail_after(PATIENCE):
+            await read_until(child, "loaded")
+            await trio.to_thread.run_sync(sweep.run, 0.0, PATIENCE)
+        assert child.poll() is None
+        assert sweep.left == {found}
+
+
 # ---- the program alone ------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def program(instance: str = "i", *, stderr: int | None = None) -> AsyncIterator[trio.Process]:
+async def program(instance: str = OURS, *, stderr: int | None = None) -> AsyncIterator[trio.Process]:
     """The guardian's program; the test is its daemon."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-I", "-S", str(PROGRAM), instance],
@@ -254,7 +339,7 @@ async def told(process: trio.Process, *lines: str, farewell: bool = False) -> No
         assert await process.wait() == 0
 
 
-def began(pid: int, marker: str = "i-1", stop: str = "-", *, later: int = 0) -> str:
+def began(pid: int, marker: str = f"{OURS}-1", stop: str = "-", *, later: int = 0) -> str:
     """The line that tells of the child *pid*, whose start time is taken *later* ticks later than it is."""
     return f"began {pid} {proctree.look(pid).start_time + later} {marker} {stop}"
 
@@ -276,9 +361,9 @@ async def test_a_number_that_was_given_to_somebody_else_proves_nothing():
 async def test_a_session_whose_leader_has_gone_is_known_by_a_member_with_the_marker():
     """And whoever was found once is not lost when that member has ended."""
     code = NAMELESS + f"if os.fork() == 0:\n    os.execv({SLEEPS[0]!r}, {SLEEPS!r})\nsignal.pause()"
-    async with running(python(code), until="up", env={proctree.MARKER: "i-1"}) as child:
+    async with running(python(code), until="up", env={proctree.MARKER: f"{OURS}-1"}) as child:
         line = began(child.pid)
-        members = [process.pid for process in proctree.members(child.pid, "i-1") if process.pid != child.pid]
+        members = [process.pid for process in proctree.members(child.pid, f"{OURS}-1") if process.pid != child.pid]
         assert len(members) == 2
         child.kill()
         await child.wait()
@@ -288,10 +373,10 @@ async def test_a_session_whose_leader_has_gone_is_known_by_a_member_with_the_mar
             await wait_gone(pid)
 
 
-@pytest.mark.parametrize("lines", [["end"], ["ended i-1"], ["forget"]], ids=lambda lines: lines[0].split()[0])
+@pytest.mark.parametrize("lines", [["end"], [f"ended {OURS}-1"], ["forget"]], ids=lambda lines: lines[0].split()[0])
 async def test_what_is_no_longer_guarded_is_left_alone(lines):
     """After a farewell everything is, whether or not it carries the marker; otherwise who carries none."""
-    async with running(SLEEPS, until="up", env={proctree.MARKER: "i-1"} if lines == ["end"] else {}) as child:
+    async with running(SLEEPS, until="up", env={proctree.MARKER: f"{OURS}-1"} if lines == ["end"] else {}) as child:
         async with program() as process:
             await told(process, began(child.pid), *lines)
         assert alive(child.pid)
@@ -299,9 +384,9 @@ async def test_what_is_no_longer_guarded_is_left_alone(lines):
 
 async def test_other_instances_and_similar_variables_are_left_alone():
     """The whole name of the variable, the whole id of the instance."""
-    strangers = [{proctree.MARKER: "ii-1"}, {proctree.MARKER: "i"}, {f"X_{proctree.MARKER}": "i-1"}]
+    strangers = [{proctree.MARKER: f"i{OURS}-1"}, {proctree.MARKER: OURS}, {f"X_{proctree.MARKER}": f"{OURS}-1"}]
     async with trio.open_nursery() as nursery:
-        children = [await nursery.start(run_child, env) for env in [*strangers, {proctree.MARKER: "i-9"}]]
+        children = [await nursery.start(run_child, env) for env in [*strangers, {proctree.MARKER: f"{OURS}-9"}]]
         async with program() as process:
             await told(process)
         assert [alive(child) for child in children] == [True, True, True, False]
@@ -320,11 +405,11 @@ async def test_who_must_never_be_killed_gets_sigterm_alone():
     code += "\nwhile True: signal.pause()"
     deaf = python("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause()")
     async with (
-        running(python(code), until="up", env={proctree.MARKER: f"i-1{guard.SPARED}"}) as child,
-        running(deaf, until="up", env={proctree.MARKER: "i-2"}) as other,
+        running(python(code), until="up", env={proctree.MARKER: f"{OURS}-1{guard.SPARED}"}) as child,
+        running(deaf, until="up", env={proctree.MARKER: f"{OURS}-2"}) as other,
     ):
         async with program(stderr=subprocess.PIPE) as process:
-            await told(process, began(child.pid, f"i-1{guard.SPARED}"))
+            await told(process, began(child.pid, f"{OURS}-1{guard.SPARED}"))
             said = await process.stderr.receive_some()
             await process.stderr.aclose()
         assert await other.wait() == -signal.SIGKILL
@@ -348,12 +433,12 @@ async def test_a_stop_command_is_run(tmp_path, gone):
         for path, word in ((by_name, "x y"), (by_pid, "${PID}"))
     ]
     async with running(SLEEPS, until="up") as child:
-        lines = [began(child.pid, f"i-{number}", stop) for number, stop in enumerate(stops)]
+        lines = [began(child.pid, f"{OURS}-{number}", stop) for number, stop in enumerate(stops)]
         if gone:
             child.kill()
             await child.wait()
         async with program() as process:
-            await told(process, *lines, began(os.getpid(), "i-7", "nonsense", later=-1))
+            await told(process, *lines, began(os.getpid(), f"{OURS}-7", "nonsense", later=-1))
         assert by_name.read_text() == "me x y"
         assert by_pid.exists() is not gone
         if not gone:
@@ -364,15 +449,66 @@ async def test_a_stop_command_that_does_not_end_is_ended(monkeypatch):
     """With what it has started in its session."""
     monkeypatch.setattr(guard, "COMMAND_TIME", 0.1)
     stop = json.dumps({"argv": python(NAMELESS + "signal.pause()"), "env": {}})
-    commands = guard.start_commands({"i-1": ((1, 1), stop)})
-    await trio.to_thread.run_sync(guard.Sweep(["i"], {}).run, 0.0, PATIENCE, commands)
+    commands = guard.start_commands({f"{OURS}-1": ((1, 1), stop)})
+    await trio.to_thread.run_sync(guard.Sweep([OURS], {}).run, 0.0, PATIENCE, commands)
     assert [command.wait() for command in commands] == [-signal.SIGKILL]
     assert proctree.members(commands[0].pid, "none") == []
 
 
+def test_a_stop_command_that_cannot_be_ended_ends_nothing_else(monkeypatch):
+    """It has become another user's, as `sudo` does."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(guard.os, "killpg", refuse)
+    with subprocess.Popen(SLEEPS, start_new_session=True, stdout=subprocess.DEVNULL) as child:
+        try:
+            guard.end_commands([child])
+        finally:
+            child.kill()
+
+
+def test_a_stop_command_without_a_standard_library(monkeypatch, capfd):
+    """The interpreter was replaced while the daemon ran: that is said, and the rest is done."""
+    stop = json.dumps({"argv": ["true"], "env": {}})
+    monkeypatch.setitem(sys.modules, "json", None)
+
+    assert guard.start_commands({f"{OURS}-1": ((1, 1), stop)}) == []
+    assert "a stop command cannot be run" in capfd.readouterr().err
+
+
+async def test_a_stop_command_that_is_still_being_loaded_holds_up_nothing(tmp_path):
+    """Its file system may be the one that does not answer."""
+    with slow_disk(tmp_path, "true") as (stop, _):
+        line = json.dumps({"argv": [str(stop)], "env": {}})
+        async with running(SLEEPS, until="up", env={proctree.MARKER: f"{OURS}-1"}) as child, program() as process:
+            with trio.fail_after(LEASE_TIME / 2):  # later the kernel lets it be loaded after all
+                await told(process, began(child.pid, f"{OURS}-1", line))
+            assert await child.wait() == -signal.SIGTERM
+
+
+async def test_a_terminal_that_nobody_reads_holds_up_nothing():
+    """There is no room for what it has to say, neither before the sweep nor after it."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    try:
+        stop = json.dumps({"argv": ["/nowhere/stop"], "env": {}})
+        async with running(SLEEPS, until="up") as child, program(stderr=writer) as process:
+            await told(process, began(child.pid, f"{OURS}-1", stop))
+            assert await child.wait() == -signal.SIGTERM
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 async def test_signals_do_not_end_it():
     """Ctrl-C in the terminal, the end of the terminal, and a service manager that stops everybody at once."""
-    async with running(SLEEPS, until="up", env={proctree.MARKER: "i-1"}) as child, program() as process:
+    async with running(SLEEPS, until="up", env={proctree.MARKER: f"{OURS}-1"}) as child, program() as process:
         numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
         async def is_up() -> bool:
@@ -531,6 +667,29 @@ async def test_one_that_cannot_hear_the_farewell_is_killed(recorder):
     assert not alive(pid)
     assert trio.current_time() - begun >= END_WAIT
     assert not recorder.read_bytes().endswith(b"end\n")
+
+
+async def test_one_that_cannot_be_killed_is_not_waited_for(recorder, monkeypatch, autojump_clock):
+    """It sleeps in the kernel, where it reads of a process that does."""
+
+    @attrs.define
+    class Asleep:
+        stdin: object
+        returncode: None = None
+        killed: bool = False
+
+        async def wait(self) -> None:
+            await trio.sleep_forever()
+
+        def kill(self) -> None:
+            self.killed = True
+
+    reader, writer = os.pipe()
+    async with trio.lowlevel.FdStream(reader), trio.lowlevel.FdStream(writer) as pipe:
+        asleep = Asleep(pipe)
+        with trio.fail_after(3 * END_WAIT):
+            await _end(asleep, writer, farewell=True)
+        assert asleep.killed
 
 
 async def test_it_does_not_carry_the_marker_of_a_daemon_around_it(monkeypatch):

@@ -382,6 +382,24 @@ async def test_a_hook_that_survives_is_reported(run, monkeypatch):
             await child.process.wait_gone()
 
 
+async def test_what_a_late_hook_has_started_is_waited_for_until_it_has_gone(run):
+    """To give 256 MB back takes some 100 ms after it was killed; its environment with the marker is gone at once."""
+    code = """
+import os, signal
+signal.alarm(120)
+if os.fork() == 0:
+    file = os.memfd_create("large")
+    for _ in range(256):
+        os.write(file, bytes(1 << 20))
+    os.write(1, b"large %d\\n" % os.getpid())
+signal.pause()
+"""
+    child = run(before_start=python(code), hook_timeout=PATIENCE)
+    async with child.under_way():
+        await child.said("large")
+    assert not any(map(alive, pids_said(child, "large")))
+
+
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_cancellation_during_a_hook_leaves_nothing(run, name):
     """Those before readiness are killed at once, those around the stop go on, within their limit."""

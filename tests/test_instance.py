@@ -132,7 +132,17 @@ async def test_where_there_are_no_locks_nothing_is_stopped(tmp_path, caplog, mon
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "5", '{"pid": 5}', '{"pid": "x", "start_time": 1, "instances": []}', "\xff\0"]
+    "text",
+    [
+        "{",
+        "[]",
+        "5",
+        '{"pid": 5}',
+        '{"pid": "x", "start_time": 1, "instances": []}',
+        "\xff\0",
+        '{"pid": Infinity, "start_time": 1, "instances": []}',
+        "[" * 50_000,
+    ],
 )
 def test_a_file_that_makes_no_sense_is_written_anew(tmp_path, caplog, text):
     """With a warning, for something may be left."""
@@ -141,6 +151,34 @@ def test_a_file_that_makes_no_sense_is_written_anew(tmp_path, caplog, text):
         assert claim.earlier == ()
         assert written(tmp_path)["instances"] == [claim.instance]
     assert "cannot be read" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_is_one_warning(tmp_path, caplog):
+    """A disk that fails, say: the daemon runs."""
+    (tmp_path / FILE).symlink_to("/proc/self/mem")  # whose beginning is EIO
+    with claimed(tmp_path) as claim:
+        assert claim.earlier == ()
+    assert "Input/output error" in caplog.text
+
+
+def test_what_a_longer_line_has_left_is_no_nonsense(tmp_path, caplog):
+    """The daemon before was killed between writing and cutting off."""
+    write(tmp_path, A)
+    with (tmp_path / FILE).open("a") as file:
+        file.write('\n"bbbb1111"]}\n')
+    with claimed(tmp_path) as claim:
+        assert claim.earlier == (A,)
+    assert caplog.text == ""
+
+
+def test_nobody_else_may_write_to_the_directory(tmp_path):
+    """Whoever can, can have the models of another daemon of this user stopped."""
+    mask = os.umask(0)
+    try:
+        with claimed(tmp_path / "new"):
+            assert oct((tmp_path / "new").stat().st_mode)[-3:] == "700"
+    finally:
+        os.umask(mask)
 
 
 def test_only_real_ids_are_believed(tmp_path):

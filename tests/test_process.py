@@ -28,8 +28,10 @@ from trioswap import guard, output, process, proctree, spawning
 from trioswap.config.schema import ModelHooks
 from trioswap.daemon import _supervise
 from trioswap.guardian import NOBODY
+from trioswap.hooks import Commands
 from trioswap.instance import Claim
 from trioswap.logs import CAPACITY, Logs
+from trioswap.output import Output
 from trioswap.remote import Prober
 from trioswap.residency import NOTHING
 
@@ -357,6 +359,16 @@ signal.pause()
     assert json.loads(child.output) == expected
 
 
+async def test_what_systemd_tells_us_is_not_for_the_child(run, monkeypatch):
+    """With our NOTIFY_SOCKET a container's client would say that we are ready, or have stopped."""
+    monkeypatch.setenv("NOTIFY_SOCKET", "/nowhere")
+    monkeypatch.setenv("WATCHDOG_USEC", "1")
+    child = run(*python("import os; print('NOTIFY_SOCKET' in os.environ, 'WATCHDOG_USEC' in os.environ)"))
+    async with child.under_way():
+        await child.said("\n")
+    assert child.output == "False False\n"
+
+
 # ---- output -----------------------------------------------------------------------------------
 
 
@@ -381,6 +393,46 @@ async def test_the_output_of_a_crashed_child_is_complete(run, end):
         await child.wait_over()
 
     assert child.output == LINES
+
+
+async def test_a_death_is_told_with_the_last_words(run, tmp_path, monkeypatch):
+    """However slow we read: they are in the pipe when the end is noticed, and they are kept once."""
+    told = trio.Event()
+
+    class SlowOutput(Output):
+        async def keep(self, child):
+            await told.wait()
+            await super().keep(child)
+
+    monkeypatch.setattr(process, "Output", SlowOutput)
+    wait = tmp_path / "wait"
+    os.mkfifo(wait)
+    code = "import os, sys; open(sys.argv[1]).read(); os.write(1, b'CUDA error: no luck\\n'); os._exit(3)"
+    child = run(*python(code), str(wait))
+    async with child.under_way():
+        await child.wait_ready()
+        await trio.to_thread.run_sync(wait.write_text, "")
+        with trio.fail_after(PATIENCE):
+            while not child.deaths:
+                await trio.lowlevel.checkpoint()
+        told.set()
+        await child.wait_over()
+
+    assert child.why == 'exited with 3 ("CUDA error: no luck")'
+    assert child.output == "CUDA error: no luck\n"
+
+
+async def test_who_talks_on_after_a_death_holds_nothing_up(run, tmp_path):
+    """A child that the dead server has left, and that writes without end."""
+    code = "import os\nif os.fork() == 0:\n    while True: os.write(1, b'more\\n')\nimport signal; signal.pause()"
+    child = run(*python(code))
+    async with child.under_way():
+        await child.said("more\n")
+        os.kill(child.process.pid, signal.SIGKILL)
+        await child.wait_over()
+
+    assert child.why == 'was killed by SIGKILL ("more")'
+    assert child.nothing_left
 
 
 async def test_what_a_child_says_while_it_stops_is_kept(run):
@@ -598,6 +650,28 @@ async def test_after_a_crash_no_command_is_run(run):
         await child.wait_over()
 
     assert child.output == f"up\ngot {signal.SIGTERM:d}\n"
+    assert child.nothing_left
+
+
+@pytest.mark.parametrize("never_kill", [False, True])
+async def test_a_bug_in_the_stop_leaves_nobody_unseen(run, monkeypatch, never_kill):
+    """Else the next attempt would run beside a server of which nobody knows any more."""
+    code = (
+        "import signal; signal.alarm(120); signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause()"
+    )
+    child = run(*python(code), never_kill=never_kill, stop_argv=("true",))
+
+    async def break_down(*_: object) -> None:
+        raise LookupError("a bug")
+
+    with pytest.RaisesGroup(LookupError, flatten_subgroups=True):
+        async with child.under_way():
+            await child.said("up\n")
+            monkeypatch.setattr(Commands, "run", break_down)
+    assert child.process.stuck is never_kill
+    if never_kill:
+        os.kill(child.process.pid, signal.SIGKILL)
+        await child.process.wait_gone()
     assert child.nothing_left
 
 
@@ -1005,6 +1079,28 @@ async def test_an_end_is_noticed_without_pidfds_too(run, monkeypatch):
     assert (child.deaths, child.nothing_left) == (1, True)
 
     await stop(run(*reporter(signal.SIGTERM)))
+
+
+async def test_an_end_is_noticed_without_threads_too(run, monkeypatch):
+    """With neither descriptors nor threads the stop is not cut short."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    def no_descriptor(pid: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    deaf = (
+        "import signal; signal.alarm(120); signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause()"
+    )
+    child = run(*python(deaf), unload_timeout=GRACE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pidfd_open", no_descriptor)
+        async with child.under_way():
+            await child.said("up\n")
+            patch.setattr(trio.to_thread, "run_sync", refuse)
+            await trio.testing.wait_all_tasks_blocked()
+    assert child.nothing_left
 
 
 # ---- a spawn that hangs ---------------------------------------------------------------------------

@@ -12,9 +12,10 @@ import attrs
 import pytest
 import trio
 from attempts import attempt
-from children import PATIENCE, alive, free_port, model_argv, python, running
+from children import PATIENCE, alive, free_port, model_argv, python, read_until, running
 
 from trioswap import guard, proctree
+from trioswap.proctree import MARKER
 from trioswap.remote import Prober
 from trioswap.spawning import spawn
 from trioswap.stopping import Family
@@ -131,3 +132,22 @@ async def test_a_guardian_that_cannot_look_goes_on_until_it_can(monkeypatch):
         await trio.to_thread.run_sync(guard.Sweep(["i"], {}).run, 0.0, PATIENCE)
         assert len(looks) > 3
         assert not alive(child.pid)
+
+
+async def test_who_has_lost_the_marker_since_is_still_there(tmp_path):
+    """As everybody has who is ending, for as long as it takes to give back what it holds; here for longer."""
+    lose = tmp_path / "lose"
+    os.mkfifo(lose)
+    nameless = python("import signal; print('lost'); signal.alarm(120); signal.pause()")
+    code = "import os, sys; print('up'); open(sys.argv[1]).read(); os.execve(sys.argv[2], sys.argv[2:], {})"
+    family = Family(f"lost-{os.getpid()}")
+    async with running((*python(code), str(lose), *nameless), until="up", env={MARKER: family.marker}) as child:
+        assert family.has_strays()
+        await trio.to_thread.run_sync(lose.write_text, "")
+        with trio.fail_after(PATIENCE):
+            await read_until(child, "lost")
+            assert proctree.members(-1, family.marker) == []
+            assert family.has_strays()
+            await family.end_strays(signal.SIGTERM)
+            assert await child.wait() == -signal.SIGTERM
+        assert not family.has_strays()

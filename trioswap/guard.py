@@ -13,7 +13,8 @@ as standard input.  It hears, line by line, which attempts at running model serv
 When the pipe ends without `end`, the daemon is dead, however it died.  Then whoever carries the marker of
 an attempt of INSTANCE in its environment is stopped, and whoever is in the session of an attempt that was
 told.  A number alone proves nothing, for pids are given to others: a session counts only while its
-leader has the start time that was told, or a member carries the marker or was found before.
+leader has the start time that was told, or a member carries the marker or was found before.  What was
+forked and has not loaded its program yet has no marker; it has the name of the thread that forked it (`thread_name`).
 
 Only a little of the standard library is imported, so that it is small and there at once.  What it
 reads in /proc is explained in `proctree`.  `instance` uses `Sweep` for what an earlier daemon left.
@@ -23,6 +24,7 @@ reads in /proc is explained in `proctree`.  `instance` uses `Sweep` for what an 
 
 from __future__ import annotations
 
+import _thread  # the part of threading that is there already
 import os
 import sys
 import time
@@ -30,7 +32,7 @@ import time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from subprocess import Popen
 else:
     import _signal as signal  # all but the enumerations, which would cost a megabyte
@@ -38,6 +40,10 @@ else:
 MARKER = b"TRIOSWAP_ATTEMPT="
 # The marker of an attempt ends so when its processes must not get SIGKILL.
 SPARED = "-spared"
+# The kernel keeps so many bytes of the name of a thread (TASK_COMM_LEN less its NUL, prctl(2)).
+NAME_LENGTH = 15
+# What systemd tells a service and nobody else (sd_notify(3), sd_watchdog_enabled(3)).
+NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 # Seconds from SIGTERM to SIGKILL, for a stop command, and for all of it.
 GRACE = 0.5
 COMMAND_TIME = 10.0
@@ -46,6 +52,9 @@ PATIENCE = 30.0
 SHORTAGE = (12, 23, 24)
 # Seconds between looks at /proc, each of which takes some milliseconds.
 PAUSE = 0.05
+# Seconds granted to what may be stuck and must not hold up the rest: a line to somebody who does not read, a
+# program on a file system that does not answer.
+ASIDE = 0.5
 
 Identity = tuple[int, int]
 """Pid and start time: one process, and no other before or after it."""
@@ -64,7 +73,7 @@ def main(instance: str) -> None:
     sweep.run(GRACE, PATIENCE, start_commands(attempts))
     if sweep.found:
         rest = f", {len(sweep.left)} are still there" if sweep.left else ""
-        say(f"the daemon was killed; processes it left and that were stopped: {len(sweep.found)}{rest}")
+        say(f"the daemon has left processes, which were stopped: {len(sweep.found)}{rest}")
 
 
 def hear(lines: Iterable[bytes], attempts: Attempts) -> bool:
@@ -84,10 +93,45 @@ def hear(lines: Iterable[bytes], attempts: Attempts) -> bool:
 
 def say(text: str) -> None:
     """To whom the daemon spoke, if anybody listens."""
+
+    def write() -> None:
+        try:
+            os.write(2, f"trioswap: guardian: {text}\n".encode())
+        except OSError:
+            pass
+
+    aside(write)
+
+
+def aside(job: Callable[[], None]) -> None:
+    """Do *job*, and wait `ASIDE` seconds for it at most; the end of the program does not wait for it either."""
+    over = _thread.allocate_lock()
+
+    def work() -> None:
+        try:
+            job()
+        finally:
+            over.release()
+
+    over.acquire()
     try:
-        os.write(2, f"trioswap: guardian: {text}\n".encode())
-    except OSError:
-        pass
+        _thread.start_new_thread(work, ())
+    except RuntimeError:  # no thread to be had
+        return
+    over.acquire(timeout=ASIDE)
+
+
+def inherited() -> dict[str, str]:
+    """Our environment, without that which would let a child speak in our name, as `podman run` does."""
+    return {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
+
+
+def thread_name(instance: str) -> str:
+    """The name of a thread that spawns for *instance*.
+
+    What it forks has the name, too, until its program is loaded, which takes long where a file system does not answer.
+    """
+    return f"spawn-{instance}"[:NAME_LENGTH]
 
 
 class Sweep:
@@ -95,6 +139,7 @@ class Sweep:
 
     def __init__(self, instances: Collection[str], attempts: Attempts) -> None:
         self.prefixes = tuple(f"{instance}-" for instance in instances)
+        self.threads = {thread_name(instance) for instance in instances}
         self.attempts = attempts
         self.found: dict[Identity, tuple[str, str]] = {}
         """Everybody who was to be stopped: the marker of the attempt, and the program's name."""
@@ -137,7 +182,10 @@ class Sweep:
         markers = {identity: marker_of(identity[0]) for identity in alive}
         for identity, marker in markers.items():
             if marker.startswith(self.prefixes):
-                self.found.setdefault(identity, (marker, processes[identity][0]))
+                # Anew each time: what had not loaded its program may be one that is spared.
+                self.found[identity] = marker, processes[identity][0]
+            elif processes[identity][0] in self.threads:
+                self.found.setdefault(identity, ("", processes[identity][0]))
         for marker, (leader, _) in self.attempts.items():
             members = [identity for identity in alive if processes[identity][1] == leader[0]]
             # A leader that is dead and not yet reaped holds its number.
@@ -152,15 +200,29 @@ class Sweep:
 
 def start_commands(attempts: Attempts) -> list[Popen[bytes]]:
     """Run the stop commands; a container, for one, is no descendant of its client."""
-    return [command for leader, stop in attempts.values() if stop != "-" and (command := start(leader, stop))]
+    commands: list[Popen[bytes]] = []
+
+    def start_next() -> None:
+        command = start(*told.pop(0))
+        if command is not None:
+            commands.append(command)
+
+    try:
+        import subprocess  # noqa: F401 - `threading` takes the thread that imports it first for the main one
+    except ImportError:  # `start` says so
+        pass
+    told = [(leader, stop) for leader, stop in attempts.values() if stop != "-"]
+    for _ in range(len(told)):
+        aside(start_next)
+    return commands
 
 
 def start(leader: Identity, stop: str) -> Popen[bytes] | None:
     """Run one stop command; None when it cannot be, or its ${PID} may be somebody else by now."""
-    import json
-    import subprocess
-
     try:
+        import json
+        import subprocess
+
         told = json.loads(stop)
         argv = [part.replace("${PID}", str(leader[0])) for part in told["argv"]]
         stat = read_stat(leader[0])
@@ -169,7 +231,8 @@ def start(leader: Identity, stop: str) -> Popen[bytes] | None:
         quiet = subprocess.DEVNULL
         env = {**os.environ, **told["env"]}
         return subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
-    except (OSError, ValueError, LookupError) as exc:
+    # ImportError: the interpreter was replaced or removed while the daemon ran.
+    except (ImportError, OSError, ValueError, LookupError) as exc:
         say(f"a stop command cannot be run: {exc}")
         return None
 
@@ -178,7 +241,10 @@ def end_commands(commands: Iterable[Popen[bytes]]) -> None:
     """SIGKILL to those that are late, and to what they have started."""
     for command in commands:
         if command.poll() is None:
-            os.killpg(command.pid, signal.SIGKILL)
+            try:
+                os.killpg(command.pid, signal.SIGKILL)
+            except OSError:  # another user's by now
+                pass
 
 
 # ---- /proc ----------------------------------------------------------------------------

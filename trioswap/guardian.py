@@ -13,7 +13,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, Protocol
@@ -63,10 +63,13 @@ NOBODY: Final[Watcher] = _Nobody()
 
 
 @asynccontextmanager
-async def guarded(instance: str) -> AsyncIterator[Guardian]:
-    """A guardian for what the block starts; it stays until the block has ended, however that ends."""
+async def guarded(instance: str, anybody_late: Callable[[], bool] = lambda: False) -> AsyncIterator[Guardian]:
+    """A guardian for what the block starts; it stays until the block has ended, however that ends.
+
+    If *anybody_late* says in the end that something may still come (`spawning`), it is left to the guardian.
+    """
     async with trio.open_nursery() as nursery:
-        guardian = Guardian(instance)
+        guardian = Guardian(instance, anybody_late)
         await nursery.start(guardian.run)
         try:
             yield guardian
@@ -79,6 +82,7 @@ class Guardian:
     """The guardian of the attempts whose markers begin with *instance* and a dash."""
 
     instance: str
+    _anybody_late: Callable[[], bool] = lambda: False
     pid: int | None = attrs.field(default=None, init=False)
     """Of the program; None while there is none."""
     _pipe: int | None = attrs.field(default=None, init=False)
@@ -138,7 +142,7 @@ class Guardian:
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
                 # Without the marker of a daemon that may have started us: its guardian would stop ours.
-                env={name: value for name, value in os.environ.items() if name != proctree.MARKER},
+                env={name: value for name, value in guard.inherited().items() if name != proctree.MARKER},
             )
         except (OSError, ValueError) as exc:
             if str(exc) != self._complaint:
@@ -162,7 +166,7 @@ class Guardian:
             pipe, self.pid, self._pipe, self._told = self._pipe, None, None, False
             # Shielded, or a zombie would be left; it reacts at once, and SIGKILL ends it if it does not.
             with trio.CancelScope(shield=True):
-                await _end(program, pipe)
+                await _end(program, pipe, farewell=not self._anybody_late())
 
     def _tell(self, line: bytes) -> None:
         if self._pipe is None or not self._told or not _write(self._pipe, line):
@@ -199,13 +203,22 @@ def _write(pipe: int, line: bytes) -> bool:
     return True
 
 
-async def _end(program: trio.Process, pipe: int) -> None:
-    """Say farewell and wait; a guardian that cannot hear it must not think that we are dead."""
+async def _end(program: trio.Process, pipe: int, *, farewell: bool) -> None:
+    """Say farewell and wait; a guardian that cannot hear it must not think that we are dead.
+
+    Without *farewell* it stops what is left, for which it may take longer than we live.
+    """
     assert program.stdin is not None
+    if program.returncode is None and not farewell:
+        await program.stdin.aclose()
+        with trio.move_on_after(END_WAIT):
+            await program.wait()
+        return
     if program.returncode is None and _write(pipe, _END):
         with trio.move_on_after(END_WAIT):
             await program.wait()
     if program.returncode is None:
         program.kill()
-        await program.wait()
+        with trio.move_on_after(END_WAIT):  # it may sleep in the kernel, where it reads of a process that does
+            await program.wait()
     await program.stdin.aclose()

@@ -5,6 +5,7 @@ When each is due, and what its failure means, is decided in `process`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 from collections.abc import Sequence
@@ -13,11 +14,13 @@ from typing import Final
 import attrs
 import trio
 
+from trioswap import proctree
 from trioswap.config import ModelConfig
 from trioswap.logs import Logs
 from trioswap.output import OUTPUT_GRACE, Output, exit_text
 from trioswap.proctree import MARKER
 from trioswap.spawning import Child, SpawnTooLate, shortage, spawn
+from trioswap.stopping import pauses
 from trioswap.upstream import reason
 
 logger = logging.getLogger(__name__)
@@ -99,5 +102,18 @@ class Commands:
             # Shielded, or a zombie would be left.
             with trio.move_on_after(KILL_WAIT, shield=True):
                 await child.wait()
+                await _wait_gone(child.pid)
             if child.returncode is None:
                 self.deaf.append(child)
+
+
+async def _wait_gone(session: int) -> None:
+    """Return when nobody is left in *session*, whose leader was ours until now.  May wait for ever.
+
+    Not told by the marker: who has been killed loses that before it gives back what it holds.
+    """
+    for pause in pauses():
+        with contextlib.suppress(OSError):  # nobody can say
+            if not proctree.members(session, ""):
+                return
+        await trio.sleep(pause)

@@ -34,6 +34,8 @@ GRACE: Final = 1.0
 PATIENCE: Final = 10.0
 # Bytes read of the file; it has some hundred.
 _LARGEST: Final = 65536
+# What may write there can have us stop the models of another daemon.
+_DIRECTORY_MODE: Final = 0o700
 # As `claimed` makes them.  An empty one would be found in every marker.
 _ID: Final = re.compile(r"[0-9a-f]{8}")
 
@@ -117,7 +119,7 @@ def claimed(directory: Path) -> Iterator[Claim]:
 
 def _open(directory: Path) -> int | None:
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(_DIRECTORY_MODE, parents=True, exist_ok=True)
         return os.open(directory / FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         _complain(exc)
@@ -150,13 +152,14 @@ def _complain(exc: OSError) -> None:
 
 def _read(file: int) -> Contents:
     """What the file says; nothing when it is empty or makes no sense."""
-    text = os.pread(file, _LARGEST, 0)
-    if not text:
-        return Contents()
     try:
+        # Only the line: who was killed while it wrote may have left some of a longer one behind it.
+        text = os.pread(file, _LARGEST, 0).partition(b"\n")[0]
+        if not text:
+            return Contents()
         found: Any = json.loads(text)
         return Contents(int(found["pid"]), int(found["start_time"]), _ids(found["instances"]))
-    except (ValueError, LookupError, TypeError) as exc:
+    except (OSError, ArithmeticError, ValueError, LookupError, TypeError, RecursionError) as exc:
         logger.warning("which daemon was here before cannot be read, so nothing is known of what it left: %s", exc)
         return Contents()
 

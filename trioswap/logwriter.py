@@ -163,8 +163,8 @@ class LogWriter:
                 written += sink.target.write(data[written:])
                 sink.line_ended = data[written - 1 : written] == b"\n"
         except OSError as exc:
-            told = written >= len(head)
-            rest = data[written:] if told else item.data
+            told = written >= len(head) - 1  # the end of its line comes with the next
+            rest = data[max(written, len(head)) :]
             with self._changed:
                 sink.lost += _lines(rest) + (0 if told else item.lost)
             self.on_failure(exc)

@@ -5,7 +5,9 @@ It reads by chunks and never waits for a reader of the logs, or a full pipe woul
 
 from __future__ import annotations
 
+import os
 import signal
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -18,6 +20,8 @@ from trioswap.symptoms import OVERLAP, is_out_of_memory
 OUTPUT_GRACE: Final = 1.0
 # Bytes of its last line that a failed start quotes; a line has no limit of its own.
 LAST_LINE: Final = 300
+# Bytes read at a time, and at most by `catch_up`: what a pipe holds (pipe(7)).
+_PIPE: Final = 65536
 
 
 class Output:
@@ -48,6 +52,17 @@ class Output:
             finally:
                 self.silent.set()
                 await child.stdout.aclose()  # closes the pipe even when this task is cancelled, and then says so
+
+    def catch_up(self, child: Child) -> None:
+        """Take what *child*, which has ended, has said, without waiting for who else holds the pipe.
+
+        The end of a process and its last words become known in the same moment, in any order.
+        """
+        left = _PIPE
+        with suppress(OSError):  # nothing is there now, or the reading has ended
+            while left > 0 and not self.silent.is_set() and (chunk := os.read(child.stdout.fileno(), left)):
+                self._take(chunk)
+                left -= len(chunk)
 
     def _take(self, chunk: bytes) -> None:
         self._logs.from_child(self.model, chunk)

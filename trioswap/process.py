@@ -140,7 +140,7 @@ class ModelProcess:
             finally:
                 # Shielded, or the cancelled task would leave the tree running; every wait inside has its deadline.
                 with trio.CancelScope(shield=True):
-                    await self._end()
+                    await self._end_for_certain()
 
     def pids(self) -> list[int]:
         """Its process tree, as far as it can be seen."""
@@ -243,6 +243,7 @@ class ModelProcess:
 
     def _died(self, how: str, child: Child, task_status: Report) -> None:
         self._is_serving = False
+        self._output.catch_up(child)
         task_status.died(f"{how}{self._output.last_line}")
         if child.returncode in _ASKED_TO:  # by somebody else, and a moment later we were not told
             logger.info("model server ended by itself model=%s pid=%d %s", self.spec.name, child.pid, how)
@@ -250,6 +251,17 @@ class ModelProcess:
             logger.warning("model server died model=%s pid=%d %s", self.spec.name, child.pid, how)
 
     # ---- stop ----------------------------------------------------------------------------
+
+    async def _end_for_certain(self) -> None:
+        """`_end`; should that break, nobody is left all the same, or `stuck` says so: a new attempt may come next."""
+        try:
+            await self._end()
+        except Exception:
+            if not self.spec.never_kill:
+                with trio.move_on_after(KILL_WAIT):
+                    await self._family.kill()
+            self.stuck = self._anybody_left()
+            raise
 
     async def _end(self) -> None:
         """Stop what was started, and undo what hooks did.  Bounded."""

@@ -7,7 +7,8 @@ is dead that call does not return, nor can anybody end it.  So the spawn happens
 is left to itself when it is late, and this is what follows from it:
 
 - Whoever waits and the thread agree under a lock on whose the process is.  A process that comes
-  when nobody waits any more is ended and reaped by the thread: it is never lost.
+  when nobody waits any more is ended and reaped by the thread: it is never lost.  When the daemon
+  ends before that, its guardian ends it (`anybody_late`, `guard.thread_name`).
 - Such a thread may stay for ever, so it takes no place of those that Trio has for all.
 - `subprocess` uses vfork, which holds the calling thread until the program is loaded, and before
   Python 3.11.4 all threads (CPython issue 104372).  There it is told to fork, which takes some
@@ -31,7 +32,7 @@ from typing import Final
 import attrs
 import trio
 
-from trioswap import proctree
+from trioswap import guard, proctree
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,8 @@ _SHORTAGES: Final = {
 }
 # Seconds for which a cancellation waits for a spawn that is under way: mostly the process is there at once.
 HOLD: Final = 5.0
-# Seconds between two looks of a thread whether what came too late has ended: at first, doubled each time, and at most.
+# Seconds between two looks whether a child has ended where nothing tells; whether what came too late has ended: at
+# first, doubled each time, and at most.
 LOOK_FIRST: Final = 0.05
 LOOK_MAX: Final = 5.0
 
@@ -55,6 +57,15 @@ LOOK_MAX: Final = 5.0
 def shortage(exc: BaseException) -> str | None:
     """What we have run out of, and what to do, if *exc* says that; it is no fault of what was to be started."""
     return _SHORTAGES.get(exc.errno or 0) if isinstance(exc, OSError) else None
+
+
+# Whose thread is not over though nobody waits for it.
+_late: Final[set[_Handover]] = set()
+
+
+def anybody_late() -> bool:
+    """Whether something was given up that may still come, or has come too late and not ended yet."""
+    return bool(_late)
 
 
 class SpawnTooLate(Exception):
@@ -98,13 +109,17 @@ class Child:
 
 
 async def _wait_ended(pid: int) -> None:
-    """Return when our child *pid*, which is not reaped, has ended."""
+    """Return when our child *pid*, which is not reaped, has ended, or is to be looked at once more."""
     try:
         descriptor = os.pidfd_open(pid)
     except (AttributeError, OSError):  # another system, a kernel before 5.3, or no descriptor free
         look = partial(os.waitid, os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        with contextlib.suppress(ChildProcessError):  # somebody has asked for its `returncode` meanwhile
+        try:
             await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+        except ChildProcessError:  # somebody has asked for its `returncode` meanwhile
+            pass
+        except RuntimeError:  # "can't start new thread"
+            await trio.sleep(LOOK_FIRST)
         return
     try:
         await trio.lowlevel.wait_readable(descriptor)
@@ -132,7 +147,7 @@ async def spawn(
         ValueError: an argument or a variable cannot be passed on.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
-    handover = _Handover(argv, {**os.environ, **env}, last_signal, trio.lowlevel.current_trio_token())
+    handover = _Handover(argv, {**guard.inherited(), **env}, last_signal, trio.lowlevel.current_trio_token())
     try:
         with trio.move_on_at(deadline):
             await handover.start()
@@ -161,12 +176,15 @@ class _Handover:
     _spawned: tuple[subprocess.Popen[bytes], int] | None = None
     """The process and our end of its output, until somebody takes them."""
     _given_up: bool = False
+    _over: bool = False
 
     def take(self) -> Child | None:
         """What has come; None: nothing, and what comes later is the thread's."""
         with self._lock:
             self._given_up = self._spawned is None
             if self._spawned is None:
+                if not self._over:
+                    _late.add(self)
                 return None
             popen, output = self._spawned
             return Child(popen, trio.lowlevel.FdStream(output))
@@ -177,9 +195,13 @@ class _Handover:
         Raises:
             OSError, ValueError: nothing can be spawned.
         """
+        name = guard.thread_name(self.env.get(proctree.MARKER, "").partition("-")[0])
         try:
-            await trio.to_thread.run_sync(self.run, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+            await trio.to_thread.run_sync(
+                self.run, thread_name=name, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
+            )
         except RuntimeError as exc:  # "can't start new thread"
+            self._over = True
             self.settled.set()
             raise OSError(errno.EAGAIN, str(exc)) from exc
 
@@ -204,6 +226,9 @@ class _Handover:
                     return
             self._end(popen, output)
         finally:
+            with self._lock:
+                self._over = True
+                _late.discard(self)
             with contextlib.suppress(trio.RunFinishedError):
                 self.token.run_sync_soon(self.settled.set)
 

@@ -54,14 +54,26 @@ class Family:
         reaped, pid = self.leader.returncode is not None, self.leader.pid
         with contextlib.suppress(OSError):
             # One look may miss a server that forks and ends just then, as daemons do; a second one finds its child.
-            self._seen = proctree.members(pid, self.marker) or proctree.members(pid, self.marker)
-            self._gone = reaped and not self._seen
+            self._gone = not (self._look(pid) or self._look(pid)) and reaped
+        return self._seen
+
+    def _look(self, leader: int) -> list[proctree.Process]:
+        """`proctree.members`, and who was found earlier and is still there.
+
+        Who is ending has lost its environment, and with that the marker, but not yet the memory that it holds.
+
+        Raises:
+            OSError: nobody can say.
+        """
+        found = proctree.members(leader, self.marker)
+        ending = [process for process in self._seen if process not in found and proctree.look(process.pid) == process]
+        self._seen = found + ending
         return self._seen
 
     def has_strays(self) -> bool:
         """Whether anybody has the marker, or nobody can say; may be asked at any time, for no number is looked for."""
         try:
-            return bool(proctree.members(-1, self.marker))
+            return bool(self._look(-1))
         except OSError:
             return True
 
@@ -100,7 +112,7 @@ class Family:
         asked: set[proctree.Process] = set()
         for pause in pauses():
             with contextlib.suppress(OSError):
-                left = set(proctree.members(-1, self.marker))
+                left = set(self._look(-1))
                 if not left:
                     return
                 for process in left - asked:

@@ -17,6 +17,7 @@ import click
 
 from trioswap.cli.base import config_files, config_options, count, log_level_option, main, override, read_config
 from trioswap.errors import CannotListen, LlamaExtraMissing, Misuse
+from trioswap.firstprocess import step_aside
 
 if TYPE_CHECKING:
     from trioswap.config import Config
@@ -46,6 +47,7 @@ def serve(
     watch_config: bool,
 ) -> None:
     """Run the daemon until SIGTERM or Ctrl-C; a second one cuts what is being served."""
+    step_aside()
     named = tuple(map(str, config_files(files, directory)))
     source = Source(named, directory, lenient, listen, log_level, tls_cert_file, tls_key_file)
     watch = _watch(source) if watch_config else None  # before it is read, or what changes meanwhile goes unnoticed
@@ -77,6 +79,7 @@ def demo(listen: str | None, log_level: str | None) -> None:
 
     if not tiny.engine_is_installed():
         raise LlamaExtraMissing
+    step_aside()
     # Until the daemon takes the signal over, so that the directory goes whenever it comes.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tiny.config_file() as path:
