@@ -48,7 +48,7 @@ def races(session: nox.Session) -> None:
 def walks(session: nox.Session) -> None:
     """Every reachable state of larger worlds around the scheduler; some minutes."""
     session.install("-e", ".[simulate,test]")
-    session.run("pytest", "-m", "walks", *session.posargs)
+    session.run("pytest", "-n", "auto", "--maxprocesses", "8", "-m", "walks", *session.posargs)
 
 
 @nox.session

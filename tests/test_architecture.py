@@ -220,6 +220,7 @@ ORDER = [
     "whatif",
     "telling",
     "borrow",
+    "firstprocess",
     "cli.base",
     "cli.offline",
     "cli.serving",

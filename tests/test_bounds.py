@@ -9,7 +9,7 @@ import attrs
 import pytest
 from test_scheduler_bounds import SEEDS, WORLDS, one_of, trial
 
-from trioswap.bounds import Limits, Waiter, held_by, overdue_decisions, wait_bound, waiters
+from trioswap.bounds import Limits, bound_of, held_by, overdue_decisions, waiters
 from trioswap.lifecycle import State
 from trioswap.messages import Arrived, BecameReady, CloseGate, Drained, Policy, Start, WokeUp
 from trioswap.scheduler import Scheduler
@@ -46,8 +46,7 @@ def test_it_is_never_less_than_what_is_proved(world):
             model.queue.add(1, 0.0, model.policy.weight)
         for name, model in models.items():
             for place in (1, 2, 5, 9):
-                waiter = Waiter(1, name, 0.0, model.policy.weight, place)
-                bound = wait_bound(waiter, models, limits, alone=alone, brief=0.0)
+                bound = bound_of(name, model.policy.weight, models, limits, alone=alone, brief=0.0).at(place)
 
                 assert played.wait(name, place) <= bound < math.inf
 
@@ -59,7 +58,7 @@ def test_it_is_the_formula():
     limits = dict.fromkeys("ab", Limits(load=10.0, stop=1.0, drain=7.0))
 
     def bound(place: int) -> float:
-        return wait_bound(Waiter(1, "b", 0.0, 1.0, place), core.models, limits, alone=True, brief=5.0)
+        return bound_of("b", 1.0, core.models, limits, alone=True, brief=5.0).at(place)
 
     turn = 60 + (44 + 7) + 2 * 11
     assert bound(1) == bound(2) == 60 + turn + 7
@@ -70,9 +69,8 @@ def test_llama_swaps_line_has_none():
     """Without `max_wait` nothing bounds anything."""
     core = scheduler(max_wait=math.inf, turn_lease=0.0, linger=0.0)
     core.handle(Arrived(1, "b"), 0.0)
-    [waiter] = waiters(core.models)
 
-    assert wait_bound(waiter, core.models, dict.fromkeys("ab", SLOW), alone=True, brief=5.0) == math.inf
+    assert bound_of("b", 1.0, core.models, dict.fromkeys("ab", SLOW), alone=True, brief=5.0).at(1) == math.inf
 
 
 def test_places_are_those_in_which_they_are_served():
@@ -91,7 +89,7 @@ def test_who_is_held_and_by_whom():
     bounded = {"a": attrs.evolve(SLOW, drain=20.0), "b": SLOW}
 
     def holders(limits) -> dict[int, list[str]]:
-        return {w.ticket: [model.name for model in held_by(w, core.models, limits)] for w in waiters(core.models)}
+        return {w.ticket: [model.name for model in held_by(w.model, core.models, limits)] for w in waiters(core.models)}
 
     assert holders(dict.fromkeys("ab", SLOW)) == {2: [], 3: ["a"]}
     assert any(isinstance(command, CloseGate) for command in core.handle(WokeUp(), core.wake_at))

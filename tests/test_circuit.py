@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from trioswap.circuit import Circuit
-from trioswap.errors import ModelCrashed, StartFailed
+from trioswap.circuit import PAUSE, Circuit, Shortage
+from trioswap.errors import ModelCrashed, NothingLeftToStart, StartFailed
 
 BROKEN = StartFailed("m", "exited with 1", out_of_memory=True)
 DEAD = ModelCrashed("m", "was killed by SIGSEGV")
@@ -99,3 +99,25 @@ def test_closed_is_as_if_nothing_had_happened():
     assert (circuit.is_open(0), circuit.failure, circuit.retry_in(0)) == (False, "", 0)
     circuit.failed(BROKEN, 1, 60, 0)
     assert circuit.retry_in(0) == 1
+
+
+# ---- what all lack ---------------------------------------------------------------------------------
+
+
+def test_a_shortage_lasts_for_as_long_as_its_error_says():
+    """From the last start that could not be tried; failures of the models' own are none."""
+    shortage, ours = Shortage(), NothingLeftToStart("m", "no descriptor is left")
+    for failure in (BROKEN, DEAD):
+        shortage.note(failure, 10)
+    assert not shortage.lasts(10)
+    shortage.note(ours, 10)
+    shortage.note(ours, 12)
+    shortage.note(BROKEN, 13)
+
+    assert ours.retry_after == PAUSE
+    assert shortage.lasts(12 + PAUSE - 0.01)
+    assert not shortage.lasts(12 + PAUSE)
+    shortage.over()
+    assert not shortage.lasts(13)
+    refusal = shortage.refusal("other")
+    assert (type(refusal), refusal.model, refusal.why) == (NothingLeftToStart, "other", ours.why)

@@ -9,7 +9,7 @@ from functools import partial
 import attrs
 import pytest
 
-from trioswap.comeback import BY_HAND, LIGHT, Defaults, Look, Seen, Way, in_order, way_back
+from trioswap.comeback import LIGHT, Defaults, Look, Seen, Way, in_order, way_back
 from trioswap.config import Config, GroupConfig
 from trioswap.config.parts import HooksConfig
 from trioswap.errors import StartFailed
@@ -19,6 +19,7 @@ from trioswap.lifecycle import State
 from trioswap.messages import (
     Arrived,
     BecameReady,
+    Cause,
     CloseGate,
     Command,
     Ended,
@@ -128,16 +129,16 @@ class Told:
         gone = [name for name in self.defaults.names if self.core.models[name].state is State.STOPPED]
         match command:
             case Start(model, attempt):
-                self.defaults.decided(model, "start", "somebody asks for it", gone)
+                self.defaults.decided(model, "start", Cause.OTHERS, gone)
                 self.feed(BecameReady(model, attempt), 5)
-            case CloseGate(model, _, reason):
-                self.defaults.decided(model, "close gate", reason, gone)
-            case Stop(model, attempt, reason):
-                self.defaults.decided(model, "stop", reason, gone)
+            case CloseGate(model, _, _, _, cause):
+                self.defaults.decided(model, "close gate", cause, gone)
+            case Stop(model, attempt, _, cause):
+                self.defaults.decided(model, "stop", cause, gone)
                 self.feed(Ended(model, attempt))
             case Swap(_, evictions):
                 for eviction in evictions:
-                    self.defaults.decided(eviction.model, "evict", str(eviction), gone)
+                    self.defaults.decided(eviction.model, "evict", Cause.OTHERS, gone)
                     self.feed(Ended(eviction.model, eviction.attempt))
 
     def use(self, model: str) -> None:
@@ -250,7 +251,7 @@ def test_another_configuration_forgets_only_who_is_not_in_it():
     """Who stays away still does."""
     defaults = Defaults(("a",), after=10.0, since=0.0)
     for name in "ab":
-        defaults.decided(name, "stop", BY_HAND, [])
+        defaults.decided(name, "stop", Cause.OPERATOR, [])
         defaults.worked({name}, 100)
     defaults.renew(("b", "a"), 20.0, {"a", "c"})
 

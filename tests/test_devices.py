@@ -136,6 +136,14 @@ def test_free_is_never_negative(tree):
     assert tree.machine().free() == {"ram": 0}
 
 
+def test_memory_that_cannot_be_read_is_not_none_free(tree):
+    """For want of descriptors, say: whoever took it for 0 would put idle models out."""
+    machine = tree.machine()
+    (machine.roots.proc / "meminfo").unlink()
+
+    assert machine.free() == {}
+
+
 def test_the_tightest_cgroup_counts(tree):
     """Version 2: the lowest limit on the way up is the memory there is; its cache is free unless mapped."""
     tree.write("proc/self/cgroup", "0::/user.slice/daemon.service")

@@ -11,7 +11,7 @@ from fakes import Script, make_group
 from trioswap.errors import ModelUnloaded
 from trioswap.journal import KEPT, Journal
 from trioswap.lifecycle import State
-from trioswap.messages import CloseGate, Eviction, Grant, OpenGate, Reject, Start, Stop, Swap
+from trioswap.messages import Cause, CloseGate, Eviction, Grant, OpenGate, Reject, Start, Stop, Swap
 
 
 def kept(journal: Journal) -> list[tuple[str, str, str]]:
@@ -37,6 +37,17 @@ def test_a_decision_about_a_model_is_kept_and_logged(command, what, why, caplog)
     assert kept(journal) == [("a", what, why)]
     [record] = caplog.records
     assert record.getMessage().startswith(f"{what} model=a attempt=7 reason={why}")
+
+
+def test_for_whose_sake_a_server_ends_is_kept():
+    """Of each decision that ends one; what is only told in words is for people."""
+    journal = Journal()
+    for cause in Cause:
+        journal.note(Stop("a", 7, "because", cause))
+        journal.note(CloseGate("a", 7, "because", unload=True, cause=cause))
+    journal.note(Start("a", 8))
+
+    assert [entry.cause for entry in journal.entries] == [c for c in Cause for _ in range(2)] + [Cause.OTHERS]
 
 
 def test_a_swap_is_an_eviction_for_each_victim():

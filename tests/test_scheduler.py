@@ -18,6 +18,7 @@ from trioswap.errors import (
     ModelRemoved,
     ModelStuck,
     ModelUnloaded,
+    NothingLeftToStart,
     ShuttingDown,
     StartFailed,
 )
@@ -348,6 +349,35 @@ def test_a_failed_start_is_told_to_every_waiter_with_its_own_error():
     assert isinstance(one.error, StartFailed)
     assert one.error is not two.error
     assert types(play.ask("a", 2)) == [Start]
+
+
+@pytest.mark.parametrize("mended_by", ["time", "success"])
+def test_nobody_is_put_out_for_what_cannot_even_be_tried(mended_by):
+    """For a moment, or until a start succeeds; who is there serves on, and who needs nobody's place is tried."""
+    play = Play("abcde", needs={"a": 40, "b": 40, "c": 40, "d": 70, "e": 10}, size=100)
+    play.bring_up("e")
+    tickets = [play.bring_up(name) for name in "ab"]
+    for ticket, now in zip(tickets, (1, 2), strict=True):
+        play.say(Left(ticket), now)
+    assert evicted(play.ask("c", 600)) == {"a"}
+    assert types(play.ended("a", 601)) == [Start]
+    [reject] = play.ended("c", 602, NothingLeftToStart("c", "no descriptor is left"))
+    assert isinstance(reject.error, NothingLeftToStart)
+    [refused] = play.ask("d", 603)
+    assert (refused.error.model, refused.error.why) == ("d", "no descriptor is left")
+    assert types(play.ask("b", 604)) == [Grant]
+    play.say(Squeezed({"ram": 10}), 604)
+    assert types(play.ask("b", 604)) == [Grant], "it would not fit any more, but it is there"
+    play.say(Squeezed({"ram": 100}), 604)
+    for ticket in (play.ticket, play.ticket - 1):
+        play.say(Left(ticket), 604)
+    if mended_by == "time":
+        assert evicted(play.ask("d", 607)) == {"b"}
+    else:
+        assert types(play.ask("c", 605)) == [Start]
+        play.ready("c", 605)
+        play.say(Left(play.ticket), 605)
+        assert evicted(play.ask("d", 606)) == {"b", "c"}
 
 
 def test_out_of_memory_is_tried_once_more_with_more_room():

@@ -112,7 +112,7 @@ LARGER = {
     "a matrix and one in no set": lambda: ruled(matrix("abx", s="a & b"), "abx", few()),
     "a large one and two small ones": lambda: sized({"gpu0": 6}, {"a": 6, "b": 3, "c": 3}, few(cuts=True)),
     "two devices": lambda: sized(
-        {"gpu0": 6, "gpu1": 6}, {"a": 6, "b": 2, "c": 3, "d": 3}, few(4, leaves=False, passing=False)
+        {"gpu0": 6, "gpu1": 6}, {"a": 6, "b": 2, "c": 3, "d": 3}, few(3, leaves=False, passing=False)
     ),
     "measured": lambda: sized({"gpu0": 8}, {"a": 4, "b": 4}, few(peaks=({"gpu0": 3}, {"gpu0": 6}))),
     "lent memory": lambda: sized(
@@ -135,4 +135,4 @@ def test_every_reachable_state_keeps_the_laws(name):
 @pytest.mark.parametrize("name", LARGER)
 def test_every_reachable_state_of_larger_worlds_keeps_the_laws(name):
     """The same, where a walk takes a minute."""
-    assert walk(LARGER[name](), bound=150_000) > 9_000
+    assert walk(LARGER[name](), bound=150_000) > 5_000

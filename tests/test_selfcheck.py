@@ -14,6 +14,7 @@ from fakes import Script, spec
 from serving import serving
 from trio.testing import MockClock
 
+from trioswap import selfcheck
 from trioswap.api import Services
 from trioswap.app import App
 from trioswap.config import Config, GroupConfig
@@ -28,6 +29,7 @@ from trioswap.scheduler import Scheduler
 from trioswap.selfcheck import LOOK, PERSISTS, SelfCheck
 
 HOUR = 3600.0
+DAY = 24 * HOUR
 
 
 @pytest.fixture
@@ -93,6 +95,24 @@ async def _note_looks(check: SelfCheck, looks: list[tuple[str, ...]]) -> None:
     while True:
         looks.append(check.not_ready)
         await trio.sleep(LOOK)
+
+
+async def test_a_look_costs_little_for_each_of_many_who_wait(script, autojump_clock, monkeypatch):
+    """What is the same for all in one line is worked out once, for each model and weight."""
+    worked_out = []
+
+    def bound_of(name: str, weight: float, *args: object, **kwargs: object) -> object:
+        worked_out.append((name, weight))
+        return original(name, weight, *args, **kwargs)
+
+    original = selfcheck.bound_of
+    async with checked(script, parallel=1) as (fleet, check, nursery):
+        for number in range(300):
+            nursery.start_soon(use, fleet, "abc"[number % 3], DAY)
+        await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(selfcheck, "bound_of", bound_of)
+        check.look()
+        assert sorted(worked_out) == [("a", 1.0), ("b", 1.0), ("c", 1.0)]
 
 
 async def test_a_wait_behind_an_endless_stream_is_told_not_ended(script, lines, autojump_clock):

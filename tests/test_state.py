@@ -373,6 +373,32 @@ async def test_it_is_saved_now_and_then_and_at_the_end(path, autojump_clock, mon
     assert books(path).load("b") == learned.load("b") != 2.0
 
 
+async def test_without_a_thread_it_is_saved_later(path, autojump_clock, monkeypatch, caplog):
+    """The machine may have no thread left (RLIMIT_NPROC): that ends nobody, and is said once."""
+    threads = 0
+
+    async def scarce(function, *arguments):
+        await trio.lowlevel.checkpoint()
+        if not threads:
+            raise RuntimeError("can't start new thread")
+        return function(*arguments)
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", scarce)
+    learned = books(path)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(learned.state.run)
+        learned.learn("a", 7.5, GIB)
+        await trio.sleep(2.5 * SAVE_EVERY)
+        assert not path.exists()
+        [record] = [record for record in caplog.records if record.name == "trioswap.state"]
+        assert "can't start new thread" in record.getMessage()
+
+        threads = 1
+        await trio.sleep(SAVE_EVERY)
+        assert books(path).load("a") == 7.5
+        nursery.cancel_scope.cancel()
+
+
 # ---- where -----------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ from trioswap.learning import LOAD, STOP, Average, Costs
 from trioswap.lifecycle import OCCUPIED, State
 from trioswap.memory import Memory, Prospect
 from trioswap.messages import Policy, RetireAsked, Rules
-from trioswap.residency import Residency
+from trioswap.residency import NOTHING, Holding, Offers, Residency
 from trioswap.residency.both import Both
 from trioswap.residency.budget import Budget
 from trioswap.residency.groups import Groups
@@ -174,10 +174,7 @@ class Arrangement:
             return residency_of(config, self._budget), rules
         groups = None if config.matrix is not None else config.groups
         models, before = frozenset(config.models), frozenset(self.config.models)
-        rules_before = self._rules
-        if isinstance(rules_before, Leaving) and not rules_before.names:
-            rules_before = rules_before.rules
-        rules = Leaving(rules, groups, models, rules_before, before, leaving)
+        rules = Leaving(rules, groups, models, _Before.of(self._rules, leaving, before), before, leaving)
         if self._budget is None:
             return rules, rules
         return Both(rules, self._budget, models | leaving.keys()), rules
@@ -219,6 +216,8 @@ class Arrangement:
         leaving = rules.names.keys() if isinstance(rules, Leaving) else frozenset[str]()
         for name in config.models.keys() - leaving:
             self.home[name].adapt(name)
+        for name in changes.removed:  # so that it is forgotten even if its scheduler breaks when it is told
+            self.home[name].core.models[name].removed = True
         for group in self.groups:
             group.core.residency, group.core.rules = residency, rules_of(config)
         crowd = {group: self._crowd(group, {*changes.restarted, *changes.removed, *back}) for group in self.groups}
@@ -231,7 +230,7 @@ class Arrangement:
             group.feed(RetireAsked(tuple(mine), tuple(gone), tuple(crowded)))
         for name in changes.removed:
             if name not in self.desk.runs:
-                self._forget(name)
+                self._forget(name, self.home[name])
         self._dissolve_the_empty()
 
     def _settle(self, name: str, group: SwapGroup) -> None:
@@ -280,22 +279,58 @@ class Arrangement:
             self._rules.gone(name)
 
     def _on_ended(self, name: str) -> None:
-        group = self.home.get(name)
-        if group is None:  # memory that was lent
+        # Who borrows memory has no home, and is forgotten by whoever lent it, or here if that one could not wait.
+        group = self.home.get(name) or next((group for group in self.groups if name in group.models), None)
+        if group is None:
             return
         if name in self._suffered:
             self._suffered.remove(name)
             self._count_tokens(group)
         model = group.core.models[name]
         if model.removed and model.state is State.STOPPED:
-            self._forget(name)
+            self._forget(name, group)
             self._dissolve_the_empty()
 
-    def _forget(self, name: str) -> None:
-        self.home.pop(name).forget(name)
+    def _forget(self, name: str, group: SwapGroup) -> None:
+        self.home.pop(name, None)
+        group.forget(name)
         if self._memory is not None:
             self._memory.budget.footprints.remove(name)
         logger.info("removed model=%s", name)
+
+
+@attrs.frozen
+class _Before:
+    """The rules until now, as far as they keep others out for those who are leaving.
+
+    A table and not the rules themselves: these may have rules before them, too, and a server that never ends
+    would make that one longer with each reload.
+    """
+
+    kept_out: frozenset[tuple[str, str]]
+    """Who is leaving, and who must not start before it is gone."""
+
+    @classmethod
+    def of(cls, rules: Residency, leaving: Iterable[str], models: Iterable[str]) -> _Before:
+        """What *rules* say of *models* and those who are *leaving*."""
+        pairs = ((one, other) for one in leaving for other in models if one != other)
+        return cls(frozenset((one, other) for one, other in pairs if rules.place(other, {one: NOTHING}) is None))
+
+    def place(self, target: str, resident: Mapping[str, Holding]) -> Holding | None:
+        """Nothing where it may start; None: somebody keeps it out."""
+        return None if any((name, target) in self.kept_out for name in resident) else NOTHING
+
+    def victims(self, target: str, resident: Mapping[str, Holding], offers: Offers) -> frozenset[str] | None:
+        """None: whoever leaves goes by itself."""
+        return None
+
+    def domains(self, models: Iterable[str]) -> list[frozenset[str]]:
+        """The new rules say what these are."""
+        return [frozenset({name}) for name in models]
+
+    def capacity(self, models: frozenset[str]) -> int:
+        """The new rules say this, too."""
+        return len(models)
 
 
 def _group_in(config: Config, name: str) -> GroupConfig | None:

@@ -14,7 +14,7 @@ from trioswap import lifecycle
 from trioswap.circuit import HEALTHY
 from trioswap.errors import TrioswapError
 from trioswap.lifecycle import OCCUPIED, State
-from trioswap.messages import Command, Grant, Reject, Stop
+from trioswap.messages import Cause, Command, Grant, Reject, Stop
 from trioswap.turns import Model, Served, credit
 
 
@@ -91,9 +91,9 @@ class Books:
         """Whether news of *attempt* concern the present run, in one of *states*."""
         return model.attempt == attempt and model.state in states
 
-    def _stop(self, model: Model, reason: str) -> None:
+    def _stop(self, model: Model, reason: str, cause: Cause = Cause.OTHERS) -> None:
         self._begin_stop(model)
-        self._out.append(Stop(model.name, model.attempt, reason))
+        self._out.append(Stop(model.name, model.attempt, reason, cause))
 
     def _begin_stop(self, model: Model) -> None:
         self._end_turn(model)

@@ -63,27 +63,49 @@ def waiters(models: Mapping[str, Model]) -> Iterator[Waiter]:
             yield Waiter(ticket, model.name, arrived, weight, place)
 
 
-def wait_bound(
-    waiter: Waiter, models: Mapping[str, Model], limits: Mapping[str, Limits], *, alone: bool, brief: float
-) -> float:
-    """Seconds within which *waiter* is served, not counting those in which it is held; inf: nothing bounds it.
+@attrs.frozen
+class Bound:
+    """What bounds the waits in one line for those of one weight, in seconds."""
+
+    patience: float
+    turn: float
+    """Until it is the turn of its model, once it is overdue, and that is loaded."""
+    longest: float
+    """The longest drain."""
+    parallel: float
+    """Requests that are served at the same time."""
+
+    def at(self, place: int) -> float:
+        """Within which whoever has that *place* is served."""
+        rounds = max(1, math.ceil(place / self.parallel)) if self.parallel < math.inf else 1
+        # Those who are heavier and come within its patience go before it in its own line, however many they are.
+        return self.patience + rounds * self.turn + (2 * rounds - 1) * self.longest
+
+
+def bound_of(
+    name: str,
+    weight: float,
+    models: Mapping[str, Model],
+    limits: Mapping[str, Limits],
+    *,
+    alone: bool,
+    brief: float,
+) -> Bound:
+    """The bound of all who wait for the model *name* with that *weight*: looks at all models, so once is enough.
 
     The formula is proved where one model is resident at a time (*alone*); elsewhere one more load
     of each is added, and all swaps are doubled, since a start that fails for want of memory is tried
     twice.  A drain or a busy moment that is shorter than *brief* seconds may go unnoticed, so it
     is part of the bound.
     """
-    drains = {name: max(brief, limits[name].drain or 0.0) for name in models}
-    model, longest = models[waiter.model], max(drains.values())
-    patience = _patience(model, waiter.weight)
-    overdue = patience * max(1.0, waiter.weight, *(other.heaviest for other in models.values()))
+    drains = {other: max(brief, limits[other].drain or 0.0) for other in models}
+    model, longest = models[name], max(drains.values())
+    patience = _patience(model, weight)
+    overdue = patience * max(1.0, weight, *(other.heaviest for other in models.values()))
     turns = sum(_longest_lease(m, limits[m.name]) + drains[m.name] for m in models.values() if m is not model)
-    swaps = sum(limits[name].load + limits[name].stop for name in models)
-    between = 0.0 if alone else swaps + len(models) * max(limits[name].load for name in models)
-    turn = overdue + turns + swaps + between
-    rounds = math.ceil(waiter.place / model.policy.parallel) if model.policy.parallel < math.inf else 1
-    # Those who are heavier and come within its patience go before it in its own line, however many they are.
-    return patience + max(1, rounds) * turn + (2 * max(1, rounds) - 1) * longest
+    swaps = sum(limits[other].load + limits[other].stop for other in models)
+    between = 0.0 if alone else swaps + len(models) * max(limits[other].load for other in models)
+    return Bound(patience, overdue + turns + swaps + between, longest, model.policy.parallel)
 
 
 def _patience(model: Model, weight: float) -> float:
@@ -97,13 +119,13 @@ def _longest_lease(model: Model, limits: Limits) -> float:
     return min(model.policy.turn_lease * swap, max(model.policy.max_wait, swap)) if model.policy.turn_lease else 0.0
 
 
-def held_by(waiter: Waiter, models: Mapping[str, Model], limits: Mapping[str, Limits]) -> list[Model]:
-    """Whose requests *waiter* waits for, which nothing bounds.
+def held_by(name: str, models: Mapping[str, Model], limits: Mapping[str, Limits]) -> list[Model]:
+    """Whose requests those wait for who wait for the model *name*, and which nothing bounds.
 
     Its own model serves as many as it may, or another (or its own) is to go and `drain_timeout` is
     not set.  A drain for somebody else counts too: that one may be before it.
     """
-    own = models[waiter.model]
+    own = models[name]
     if own.state is State.READY:
         return [] if own.has_room else [own]
     if own.state is State.STARTING:

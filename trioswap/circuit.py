@@ -1,4 +1,4 @@
-"""What failed in a row, and until when it is not tried again: one circuit for each model.
+"""What failed in a row, and until when it is not tried again: a circuit for each model, and one for what all lack.
 
 A failure opens it for a time that doubles with each one in a row; then the next request is a
 trial: it closes the circuit or opens it for longer.  Nothing is decided here: the scheduler
@@ -17,6 +17,8 @@ from trioswap.errors import ModelCrashed, NothingLeftToStart, StartFailed
 
 # Seconds of life after which a death is the first one again.  Kubernetes wants 10 min, but there nobody sits and waits.
 HEALTHY: Final = 60.0
+# Seconds in which nobody is put out after a start that could not even be tried: what its error says, too.
+PAUSE: Final = 5.0
 # Doubling so often is more than any limit, and still a number.
 _DOUBLINGS: Final = 64
 
@@ -69,3 +71,29 @@ class Circuit:
         if not self.is_open(now):
             return self.last.again()
         return self.last.again(times=self.failures, retry_after=math.ceil(self.open_until - now))
+
+
+@attrs.define(eq=False)
+class Shortage:
+    """What every start of a domain lacks: while that lasts nobody is put out for one, which would be in vain."""
+
+    until: float = -math.inf
+    """When somebody may be put out again, if somebody asks."""
+    why: str = ""
+
+    def lasts(self, now: float) -> bool:
+        """Whether it is of no use to make room for a start."""
+        return now < self.until
+
+    def note(self, failure: StartFailed | ModelCrashed, now: float) -> None:
+        """A start has failed so: was that a shortage?"""
+        if isinstance(failure, NothingLeftToStart):
+            self.until, self.why = now + PAUSE, failure.why
+
+    def over(self) -> None:
+        """A start has succeeded."""
+        self.until = -math.inf
+
+    def refusal(self, model: str) -> NothingLeftToStart:
+        """What who asks for *model* is told."""
+        return NothingLeftToStart(model, self.why)

@@ -24,7 +24,7 @@ import attrs
 from trioswap.config import Config
 from trioswap.forecast import plan_of
 from trioswap.lifecycle import State
-from trioswap.messages import Rules
+from trioswap.messages import Cause, Rules
 from trioswap.residency import Residency
 from trioswap.scheduler import Scheduler
 from trioswap.turns import Model, Queue
@@ -33,9 +33,6 @@ from trioswap.turns import Model, Queue
 LIGHT: Final = 1e-9
 # No group gives out so many tickets.
 _TICKET: Final = 2**62
-# How the scheduler says that it ends a model for its own sake, and not for another one.
-BY_HAND: Final = "unloaded by an operator"
-FOR_ITSELF: Final = (BY_HAND, "idle for ", "the memory that it holds is used by others")
 
 
 # ---- when ---------------------------------------------------------------------------------------
@@ -101,13 +98,13 @@ class Defaults:
             self._asked.update(dict.fromkeys(self._working - others, now))
             self._working = frozenset(others)
 
-    def decided(self, model: str, what: str, why: str, gone: Iterable[str]) -> None:
-        """The scheduler has decided *what* about *model*, whose domain has the *gone* default models."""
+    def decided(self, model: str, what: str, cause: Cause, gone: Iterable[str]) -> None:
+        """The scheduler has decided *what* about *model*, for *cause*; its domain has the *gone* default models."""
         if what == "start":
             self.away.discard(model)
-        elif what in ("stop", "close gate") and why.startswith(FOR_ITSELF):
+        elif cause is not Cause.OTHERS:  # it ends, or will when it has drained
             self.away.add(model)
-            if why == BY_HAND:  # who wanted the room of the others back did not want it for these
+            if cause is Cause.OPERATOR:  # who wanted the room of the others back did not want it for these
                 self.away.update(gone)
 
     def refused(self, name: str, now: float) -> None:

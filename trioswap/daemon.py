@@ -43,6 +43,7 @@ from trioswap.returning import Returner
 from trioswap.routing import Routing
 from trioswap.selfcheck import shutdown_limit
 from trioswap.server import HttpServer
+from trioswap.spawning import anybody_late
 from trioswap.state import FILE, State, default_directory
 from trioswap.tls import Certificates
 from trioswap.watching import Watch
@@ -80,7 +81,7 @@ async def serve(
     ):
         async with listening(config.listen) as listeners:
             await claim.reap()
-            async with guarded(claim.instance) as guardian:
+            async with guarded(claim.instance, anybody_late) as guardian:
                 await _serve(
                     config, logs, reread, watch, listeners, certificates, claim, guardian, signals, task_status
                 )

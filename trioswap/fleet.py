@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
@@ -21,11 +22,13 @@ from trioswap.forecast import Forecast, forecast, in_the_way, plan_of
 from trioswap.group import SwapGroup
 from trioswap.journal import Entry
 from trioswap.lifecycle import State
-from trioswap.memory import Memory
+from trioswap.memory import FOREIGN_LOOK, Memory
 from trioswap.messages import ModelView, Squeezed, WaitView
 from trioswap.outlook import waiting
 from trioswap.residency import Holding
 from trioswap.runs import Lease, Supervise
+
+logger = logging.getLogger(__name__)
 
 # Seconds; a heartbeat is rarer than that.
 _PROGRESS_AGE: Final = 0.5
@@ -59,8 +62,7 @@ class Fleet:
         self.closing = trio.Event()
         """`shutdown` has begun."""
         self._ended = trio.Event()
-        self._is_watching = False
-        self._watching = trio.CancelScope()  # around the look at other programs; cancelled when the daemon ends
+        self._watching: trio.CancelScope | None = None  # around the look at other programs, while there is one
         self._group_of = self.arrangement.home
         self._nursery: trio.Nursery | None = None
 
@@ -76,6 +78,7 @@ class Fleet:
                 await nursery.start(group.run)
             self._watch_others_in(nursery)
             task_status.started()
+            await self.closing.wait()  # also while there is no model: a reload may bring some
         self._ended.set()
 
     async def reload(self, config: Config, changes: Changes) -> None:
@@ -95,12 +98,15 @@ class Fleet:
 
     def _watch_others_in(self, nursery: trio.Nursery) -> None:
         """Begin to, if somebody should and nobody does."""
-        if self.memory is not None and self.memory.config.yield_to_others and not self._is_watching:
-            self._is_watching = True
-            nursery.start_soon(self._watch_others, self.memory)
+        if self.memory is not None and self.memory.config.yield_to_others and self._watching is None:
+            self._watching = trio.CancelScope()
+            nursery.start_soon(self._watch_others, self.memory, self._watching)
 
-    async def _watch_others(self, memory: Memory) -> None:
-        """Tell the scheduler what programs that are not ours leave for models."""
+    async def _watch_others(self, memory: Memory, scope: trio.CancelScope) -> None:
+        """Tell the scheduler what programs that are not ours leave for models, until nobody wants to know.
+
+        A look that breaks is logged, and the next one may be better: it is no reason to end the daemon.
+        """
 
         def report(sizes: Holding) -> None:
             for group in self.groups:
@@ -109,9 +115,14 @@ class Fleet:
         def pids() -> list[int]:
             return [pid for group in self.groups for pid in group.pids()]
 
-        with self._watching:
-            await memory.watch_others(pids, report, lambda: _unseen(self.groups))
-        self._is_watching = False
+        with scope:
+            while memory.config.yield_to_others:
+                try:
+                    await memory.watch_others(pids, report, lambda: _unseen(self.groups))
+                except Exception:
+                    logger.exception("cannot tell what other programs leave of the memory")
+                    await trio.sleep(FOREIGN_LOOK)
+        self._watching = None
 
     async def wait_ended(self) -> None:
         """Return when `run` has: after `shutdown()` every process tree is gone."""
@@ -186,7 +197,8 @@ class Fleet:
     def shutdown(self) -> None:
         """Take no new work, reject what waits, drain (bounded) and stop everything."""
         self.closing.set()
-        self._watching.cancel(reason="shutdown")
+        if self._watching is not None:
+            self._watching.cancel(reason="shutdown")
         for group in list(self.groups):
             group.shutdown()
 

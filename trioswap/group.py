@@ -54,7 +54,7 @@ from trioswap.messages import (
     WokeUp,
 )
 from trioswap.process import Supervised
-from trioswap.runs import Answer, Desk, Lease, News, Run, Supervise
+from trioswap.runs import Answer, Desk, Lease, News, Run, Supervise, look_after
 from trioswap.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class SwapGroup:
         self.limiter = trio.CapacityLimiter(core.residency.capacity(frozenset(models)))
         self.journal = Journal()
         self.desk = desk = desk or Desk()
-        self.inflight, self.listeners, self.labels = desk.inflight, desk.listeners, desk.labels
+        self.inflight, self.labels = desk.inflight, desk.labels
         self._answers, self._runs, self._gates = desk.answers, desk.runs, desk.gates
         self._supervise = dict.fromkeys(models, supervise)
         self._memory = memory
@@ -179,12 +179,6 @@ class SwapGroup:
         del self.models[name], self._supervise[name], self.desk.tell[name]
         self.limiter.total_tokens -= 1
 
-    async def remove(self, name: str) -> None:
-        """There is one less, once it has ended; nobody asks for it any more."""
-        if name in self._runs:
-            await self._runs[name].over.wait()
-        self.forget(name)
-
     async def unload(self, models: tuple[str, ...]) -> None:
         """Drain (bounded) and stop *models*; return when their process trees are gone.
 
@@ -256,8 +250,7 @@ class SwapGroup:
         except Exception as exc:
             self._begin_anew(event, exc)
         self._alarm.deadline = self.core.wake_at
-        for listener in self.listeners:
-            listener()
+        self.desk.changed()
 
     def _begin_anew(self, event: Event, exc: Exception) -> None:
         """See `mending`."""
@@ -343,32 +336,30 @@ class SwapGroup:
 
         A stuck process keeps the token: what it holds in memory is not there for others.
         """
-        process = run.process = supervise(run.spec, run.attempt, run.holding)
         failure: StartFailed | None = None
         await run.wait_token()
         try:
             with run.scope:
-                failure = await self._run_process(process, run)
-            if process.stuck:
-                await self._wait_in_quarantine(process, run)
+                failure = await self._run_process(supervise, run)
+            if run.process is not None and run.process.stuck:
+                await self._wait_in_quarantine(run.process, run)
             elif self._memory is not None:
-                await self._memory.wait_returned(run.free, run.used)
+                await look_after(run, self._memory.wait_returned, run.free, run.used)
         finally:
             assert run.token is not None
             run.token.release_on_behalf_of(run)
         del self._runs[run.spec.name]
         self._open_gate(run.attempt)
         run.over.set()
-        for listener in self.desk.ending:
-            listener(run.spec.name)
+        self.desk.is_ending(run.spec.name)
         self._tell(run.spec.name, Ended(run.spec.name, run.attempt, failure))
-        for listener in self.desk.ended:
-            listener(run.spec.name)
+        self.desk.has_ended(run.spec.name)
 
-    async def _run_process(self, process: Supervised, run: Run) -> StartFailed | None:
+    async def _run_process(self, supervise: Supervise, run: Run) -> StartFailed | None:
         try:
+            process = run.process = supervise(run.spec, run.attempt, run.holding)
             async with trio.open_nursery() as nursery:
-                begin = partial(nursery.start_soon, measure, run, self._memory, self._tell)
+                begin = partial(nursery.start_soon, look_after, run, measure, run, self._memory, self._tell)
                 news = News(run, self._tell, begin, lambda: not self.inflight.count(run.attempt))
                 failure = await process.run(task_status=news)
                 nursery.cancel_scope.cancel(reason="the server has ended")

@@ -10,7 +10,7 @@ from typing import Final
 import attrs
 
 from trioswap.forecast import amounts
-from trioswap.messages import CloseGate, Command, OpenGate, Reject, Start, Stop, Swap
+from trioswap.messages import Cause, CloseGate, Command, OpenGate, Reject, Start, Stop, Swap
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ class Entry:
     what: str
     """`start`, `evict`, `stop`, `close gate`, `open gate`."""
     why: str
+    cause: Cause = Cause.OTHERS
+    """For whose sake a server ends."""
 
 
 @attrs.define(eq=False)
@@ -41,12 +43,12 @@ class Journal:
             case Swap(_, evictions):
                 for eviction in evictions:
                     self._keep("evict", eviction.model, eviction.attempt, str(eviction))
-            case CloseGate(model, attempt, reason):
-                self._keep("close gate", model, attempt, reason)
+            case CloseGate(model, attempt, reason, _, cause):
+                self._keep("close gate", model, attempt, reason, cause)
             case OpenGate(model, attempt, reason):
                 self._keep("open gate", model, attempt, reason)
-            case Stop(model, attempt, reason):
-                self._keep("stop", model, attempt, reason)
+            case Stop(model, attempt, reason, cause):
+                self._keep("stop", model, attempt, reason, cause)
             case Start(model, attempt, holding):
                 room = f"; it may use {amounts(holding)}" if holding else ""
                 self._keep("start", model, attempt, f"somebody asks for it{room}")
@@ -61,6 +63,6 @@ class Journal:
         self.entries.clear()
         self.entries.extend(entries)
 
-    def _keep(self, what: str, model: str, attempt: int, why: str) -> None:
+    def _keep(self, what: str, model: str, attempt: int, why: str, cause: Cause = Cause.OTHERS) -> None:
         logger.info("%s model=%s attempt=%d reason=%s", what, model, attempt, why)
-        self.entries.append(Entry(time.time(), model, what, why))
+        self.entries.append(Entry(time.time(), model, what, why, cause))

@@ -24,6 +24,7 @@ from trioswap.residency.budget import Budget
 from trioswap.upstream import Upstream
 
 # Seconds.  It ends by itself in a few steps, unless the whole group is being cancelled too: then nobody ends it.
+# Where the event loop stands still, or the scheduler breaks, it takes longer.
 GIVE_BACK: Final = 1.0
 # Given back at once when nobody holds it any more; asked for like anything else.
 POLICY: Final = Policy(ttl=0.0, yields=False)
@@ -67,7 +68,12 @@ async def hold(group: SwapGroup, budget: Budget, name: str, wish: Wish) -> Async
         async with group.lease(name) as lease:
             yield lease.holding
     finally:
-        # Shielded, or a cancelled holder would leave it in the books.
-        with trio.move_on_after(GIVE_BACK, shield=True):
-            await group.remove(name)
-        budget.footprints.remove(name)
+        if (run := group.desk.runs.get(name)) is not None:
+            # Shielded, or a cancelled holder would leave it in the books.
+            with trio.move_on_after(GIVE_BACK, shield=True):
+                await run.over.wait()
+        if name in group.desk.runs:  # forgotten when it has ended, like a model that is not configured any more
+            group.core.models[name].removed = True
+        else:
+            group.forget(name)
+            budget.footprints.remove(name)

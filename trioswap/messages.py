@@ -5,6 +5,7 @@ Events are past tense: what happened.  Commands are imperative: what must be don
 
 from __future__ import annotations
 
+import enum
 import math
 
 import attrs
@@ -147,6 +148,17 @@ Event = (
 # ---- commands ------------------------------------------------------------------------------
 
 
+class Cause(enum.Enum):
+    """For whose sake a server ends."""
+
+    OTHERS = enum.auto()
+    """Another model wants its room; or all end, or begin anew, as at a reload or a shutdown."""
+    ITSELF = enum.auto()
+    """Its time to live is over, or its memory is used by other programs."""
+    OPERATOR = enum.auto()
+    """By hand."""
+
+
 @attrs.frozen
 class Grant:
     """The request holds a lease on the model from this instant."""
@@ -173,6 +185,7 @@ class CloseGate:
     reason: str
     unload: bool = False
     """For good, with the bound of an unload; else for a swap, with the model's own bound, if it has one."""
+    cause: Cause = Cause.OTHERS
 
 
 @attrs.frozen
@@ -234,6 +247,7 @@ class Stop:
     model: str
     attempt: int
     reason: str
+    cause: Cause = Cause.OTHERS
 
 
 Command = Grant | Reject | CloseGate | OpenGate | Swap | Start | Stop

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 # Seconds between two looks whether requests to a peer that was removed are over.
 PEER_LOOK: Final = 1.0
+# Seconds after which what has broken is tried again: a machine that lacks threads, say, lacks them for a while.
+AGAIN: Final = 10.0
 
 
 @attrs.define(eq=False)
@@ -108,7 +110,12 @@ class Reloader:
     async def watch(self, watch: Watch) -> None:
         """Reload whenever the files have changed; never returns."""
         while True:
-            changed = await watch.wait_changed()
+            try:
+                changed = await watch.wait_changed()
+            except Exception as exc:  # no thread can be started, say: no reason to end the daemon
+                logger.error("cannot look whether the configuration has changed: %r", exc)
+                await trio.sleep(AGAIN)
+                continue
             logger.info("changed: %s", ", ".join(map(str, changed)))
             self.ask()
 
@@ -192,8 +199,14 @@ class Reloader:
 
 
 async def _run_peer(peer: Peer, scope: trio.CancelScope) -> None:
+    """Look after *peer* until *scope* is cancelled; where that breaks, requests to it still tell how it is."""
     with scope:
-        await peer.run()
+        while True:
+            try:
+                await peer.run()
+            except Exception:
+                logger.exception("cannot look after a peer")
+                await trio.sleep(AGAIN)
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

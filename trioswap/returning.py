@@ -72,7 +72,12 @@ class Returner:
         with self.fleet.watch(self._note):
             while True:
                 self._changed, self._sleep = trio.Event(), trio.CancelScope()
-                look = await self._look()
+                try:
+                    look = await self._look()
+                except Exception:  # what nobody has asked for is no reason to end the daemon
+                    logger.exception("nobody is brought back for now")
+                    later = trio.current_time() + self.defaults.after
+                    look = Look(earliest=later, latest=later)
                 if look is not None:
                     await self._wait(look)
 
@@ -120,7 +125,7 @@ class Returner:
         self._read[group] = new[0]
         gone = self._gone(group)
         for entry in reversed(new):
-            self.defaults.decided(entry.model, entry.what, entry.why, gone)
+            self.defaults.decided(entry.model, entry.what, entry.cause, gone)
 
     def _lacks(self, group: SwapGroup) -> bool:
         """Whether somebody is to come back there."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 
 import attrs
 import trio
@@ -15,6 +16,8 @@ from trioswap.messages import BecameReady, Died, Event
 from trioswap.process import Supervised
 from trioswap.residency import NOTHING, Holding
 from trioswap.upstream import Upstream
+
+logger = logging.getLogger(__name__)
 
 Supervise = Callable[[ModelConfig, int, Holding], Supervised]
 """Makes the process of one attempt at a model, which may use what it holds of each device."""
@@ -160,3 +163,32 @@ class Desk:
     """Called with the name of each model whose processes have just gone, before its scheduler knows."""
     ended: list[Callable[[str], None]] = attrs.field(factory=list)
     """The same, after."""
+
+    def changed(self) -> None:
+        """Tell the listeners."""
+        _call_all(self.listeners)
+
+    def is_ending(self, model: str) -> None:
+        """Tell those who want to know before the scheduler does."""
+        _call_all(self.ending, model)
+
+    def has_ended(self, model: str) -> None:
+        """Tell those who want to know after it."""
+        _call_all(self.ended, model)
+
+
+def _call_all(listeners: Iterable[Callable[..., None]], *about: str) -> None:
+    """One that breaks is logged, and costs neither the others nor the step in which it is called."""
+    for listener in listeners:
+        try:
+            listener(*about)
+        except Exception:
+            logger.exception("a listener broke: %r %s", listener, " ".join(about))
+
+
+async def look_after(run: Run, look: Callable[..., Awaitable[None]], *args: object) -> None:
+    """Look at the memory of *run*; that this breaks is logged, and costs nobody the server or the daemon."""
+    try:
+        await look(*args)
+    except Exception:
+        logger.exception("the memory could not be looked at model=%s attempt=%d", run.spec.name, run.attempt)

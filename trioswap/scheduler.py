@@ -15,7 +15,8 @@ What an event cannot have changed is not decided again: to grant a request to an
 or to see one of several leave, costs the same whatever the number of models and waiters.
 
 A model that has just failed is in no plan: while its circuit is open whoever asks for it is
-told at once what went wrong, so nobody is put out for it (`circuit`).
+told at once what went wrong, so nobody is put out for it (`circuit`).  Nor is anybody, for a moment, for
+any model, after a start that could not even be tried.
 
 Identity.  Every start has an attempt number.  What comes back carries it, and what
 belongs to another attempt than the present one changes nothing (invariant I2).
@@ -30,12 +31,14 @@ from functools import partial
 
 from trioswap import lifecycle
 from trioswap.books import Books
+from trioswap.circuit import Shortage
 from trioswap.errors import ModelCrashed, ModelRemoved, ModelUnloaded, ShuttingDown, StartFailed, TrioswapError
 from trioswap.learning import Average, Costs
 from trioswap.lifecycle import OCCUPIED, State
 from trioswap.messages import (
     Arrived,
     BecameReady,
+    Cause,
     CloseGate,
     Command,
     Died,
@@ -87,6 +90,7 @@ class Scheduler(Books):
         self._budget = budget  # what of the residency is about memory, if anything
         self._attempts = attempts if attempts is not None else itertools.count(1)
         self._closing = False
+        self._shortage = Shortage()
         self._over = False  # more is held than there is, because those who could go are at work
 
     def __repr__(self) -> str:
@@ -134,7 +138,8 @@ class Scheduler(Books):
                 self._stale = True
             case UnloadAsked(names):
                 for name in names:
-                    self._unload(self.models[name], partial(ModelUnloaded, name), "unloaded by an operator")
+                    model, error = self.models[name], partial(ModelUnloaded, name)
+                    self._unload(model, error, "unloaded by an operator", Cause.OPERATOR)
             case RetireAsked(replaced, removed, crowded):
                 self._retire(replaced, removed, crowded)
             case ShutdownBegan():
@@ -158,6 +163,9 @@ class Scheduler(Books):
         if model.circuit.is_open(self._now):
             self._out.append(Reject(ticket, model.circuit.refusal(self._now)))
             return
+        if self._shortage.lasts(self._now) and self._needs_victims(model):
+            self._out.append(Reject(ticket, self._shortage.refusal(model.name)))
+            return
         self._where[ticket] = model
         if model.out_of_work:
             model.costs.gaps.append(self._now - model.idle_since)
@@ -172,6 +180,11 @@ class Scheduler(Books):
             self._classify(model)
             # Who loads for somebody already is in nobody's plan; who loaded for nobody was to be put out, perhaps.
             self._stale = self._stale or model.state is not State.STARTING or model.queue.count == 1
+
+    def _needs_victims(self, model: Model) -> bool:
+        """Whether somebody has to go before *model* can start."""
+        others = {name: other.holding for name, other in self._occupied.items() if other is not model}
+        return model.must_start and bool(others) and self.residency.place(model.name, others) is None
 
     def _left(self, ticket: int, *, served: bool) -> None:
         model = self._where.pop(ticket, None)
@@ -210,6 +223,7 @@ class Scheduler(Books):
             return
         model.costs.load.add(self._now - model.began)
         self._move(model, lifecycle.Event.READY)
+        self._shortage.over()
         model.ready_at = model.idle_since = self._now
         model.out_of_memory = False
         self._grant_all(model)
@@ -255,6 +269,7 @@ class Scheduler(Books):
     def _failed(self, model: Model, failure: StartFailed | ModelCrashed) -> None:
         """Whoever waits is told, unless the next start may come at once and need not fail."""
         policy = model.policy
+        self._shortage.note(failure, self._now)
         model.circuit.failed(failure, policy.backoff, policy.backoff_max, self._now)
         if isinstance(failure, StartFailed) or model.circuit.is_open(self._now):
             self._reject_all(model, partial(model.circuit.refusal, self._now))
@@ -273,9 +288,11 @@ class Scheduler(Books):
             model.holding = {**taken, **{d: max(size, taken.get(d, 0)) for d, size in model.holding.items()}}
             self._stale = True
 
-    def _unload(self, model: Model, error: Callable[[], TrioswapError], reason: str) -> None:
+    def _unload(
+        self, model: Model, error: Callable[[], TrioswapError], reason: str, cause: Cause = Cause.OTHERS
+    ) -> None:
         self._reject_all(model, error)
-        self._end(model, reason)
+        self._end(model, reason, cause)
 
     def _retire(self, replaced: Iterable[str], removed: Iterable[str], crowded: Iterable[str]) -> None:
         for name in removed:
@@ -294,16 +311,16 @@ class Scheduler(Books):
                 self._grant_all(model)
         self._stale = True
 
-    def _end(self, model: Model, reason: str) -> None:
+    def _end(self, model: Model, reason: str, cause: Cause = Cause.OTHERS) -> None:
         """For good, in this run; those who wait for the next one are no concern of this."""
         model.circuit.close()  # who unloads or changes a model that fails has mended it, perhaps
         if model.state is State.STARTING or (model.state is State.READY and not model.leases):
-            self._stop(model, reason)
+            self._stop(model, reason, cause)
         elif model.state in (State.READY, State.DRAINING):
             if model.state is State.READY:
                 self._move(model, lifecycle.Event.CLOSE_GATE)
             model.retiring = True
-            self._out.append(CloseGate(model.name, model.attempt, reason, unload=True))
+            self._out.append(CloseGate(model.name, model.attempt, reason, unload=True, cause=cause))
         self._stale = True
 
     def _shut_down(self) -> None:
@@ -329,14 +346,14 @@ class Scheduler(Books):
     def _relieve(self) -> None:
         """Idle models go, the cheapest first, while others use the memory that they hold."""
         while self._budget is not None and (model := one_to_relieve(self._occupied.values(), self._budget)):
-            self._stop(model, "the memory that it holds is used by others")
+            self._stop(model, "the memory that it holds is used by others", Cause.ITSELF)
         staying = {model.name: model.holding for model in self._occupied.values() if not model.leaving}
         self._over = self._budget is not None and bool(self._budget.overcommitted(staying))
 
     def _stop_the_expired(self) -> None:
         for model in list(self._occupied.values()):
             if model.expires <= self._now:
-                self._stop(model, f"idle for {self._now - model.idle_since:.0f} s (ttl)")
+                self._stop(model, f"idle for {self._now - model.idle_since:.0f} s (ttl)", Cause.ITSELF)
 
     def _carry_out(self, plan: Plan) -> None:
         self.plan = plan

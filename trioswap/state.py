@@ -118,7 +118,10 @@ class State:
             while True:
                 await trio.sleep(SAVE_EVERY)
                 # The books are read here, where nobody changes them meanwhile; a disk may be slow.
-                await trio.to_thread.run_sync(self._write, self._contents())
+                try:
+                    await trio.to_thread.run_sync(self._write, self._contents())
+                except RuntimeError as exc:  # no thread is to be had (RLIMIT_NPROC, pids.max)
+                    self._complain(exc)
         finally:
             self.save()  # a few kilobytes; in no thread, because a cancelled task cannot wait for one
 
@@ -138,11 +141,14 @@ class State:
         except OSError as exc:
             with contextlib.suppress(OSError):
                 fresh.unlink(missing_ok=True)
-            if str(exc) != self._complaint:
-                logger.warning("what was learned cannot be kept: %s", exc)
-            self._complaint = str(exc)
+            self._complain(exc)
             return
         self._written, self._complaint = contents, ""
+
+    def _complain(self, exc: Exception) -> None:
+        if str(exc) != self._complaint:
+            logger.warning("what was learned cannot be kept: %s", exc)
+        self._complaint = str(exc)
 
     def _contents(self) -> Contents:
         # Where memory is not counted today, what is known of it is kept for the day on which it is.

@@ -200,6 +200,11 @@ class Model:
         return self.queue.count > 0 and self.state in (State.STOPPED, State.STOPPING)
 
     @property
+    def must_start(self) -> bool:
+        """Whether a server of it has to be started for who asks now; there is none for memory that is lent."""
+        return self.state in (State.STOPPED, State.STOPPING) and self.policy.yields
+
+    @property
     def serves(self) -> bool:
         """Whether its server is up and nobody has ended its turn for good."""
         return self.state in (State.READY, State.DRAINING) and not self.retiring

@@ -72,7 +72,8 @@ class Machine:
         is what others use.
         """
         gpus = [accelerators.free() for accelerators in self._accelerators]
-        return _sum([*gpus, *({device.name: host.free(self.roots)} for device in self.devices if device.name == RAM)])
+        ram = host.free(self.roots) if any(device.name == RAM for device in self.devices) else None
+        return _sum([*gpus, {} if ram is None else {RAM: ram}])
 
     def used_by(self, pids: Iterable[int]) -> Mapping[str, int]:
         """Bytes that the processes of one server use now of each device.

@@ -24,13 +24,15 @@ def total(roots: Roots) -> int | None:
     return min([installed, *(group.limit for group in _groups(roots))])
 
 
-def free(roots: Roots) -> int:
-    """Bytes that could be taken without swapping, within the limits of our cgroups.
+def free(roots: Roots) -> int | None:
+    """Bytes that could be taken without swapping, within the limits of our cgroups; None: it cannot be read now.
 
     What the kernel calls available, less what is mapped from files: see above.
     """
     info = quantities(text(roots.proc / "meminfo"))
-    unmapped = info.get("MemAvailable", 0) - _mapped_files(info.get("Mapped", 0), info.get("Shmem", 0))
+    if "MemAvailable" not in info:  # for want of descriptors, say: that is not the same as none free
+        return None
+    unmapped = info["MemAvailable"] - _mapped_files(info.get("Mapped", 0), info.get("Shmem", 0))
     return max(0, min([unmapped, *(group.free() for group in _groups(roots))]))
 
 
