@@ -223,6 +223,8 @@ def start(leader: Identity, stop: str) -> Popen[bytes] | None:
         import json
         import subprocess
 
+        if sys.version_info < (3, 11, 4):  # as in `spawning`: vfork would hold up all threads
+            vars(subprocess)["_USE_VFORK"] = False
         told = json.loads(stop)
         argv = [part.replace("${PID}", str(leader[0])) for part in told["argv"]]
         stat = read_stat(leader[0])
