@@ -161,19 +161,19 @@ def load_goes_on_for_nobody(patch: Patch) -> None:
 
 
 def unload_keeps_waiters(patch: Patch) -> None:
-    def unload(original, self, model, error, reason):
+    def unload(original, self, model, error, *why):
         with pytest.MonkeyPatch.context() as inner:
             inner.setattr(Scheduler, "_reject_all", lambda self, model, error: None)
-            original(self, model, error, reason)
+            original(self, model, error, *why)
 
     wrap(patch, Scheduler, "_unload", unload)
 
 
 def a_reload_rejects_who_waits(patch: Patch) -> None:
-    def end(original, self, model, reason):
+    def end(original, self, model, reason, *cause):
         if "reload" in reason:
             self._reject_all(model, lambda: ModelRemoved(model.name))
-        original(self, model, reason)
+        original(self, model, reason, *cause)
 
     wrap(patch, Scheduler, "_end", end)
 
@@ -203,8 +203,8 @@ def reloading() -> World:
 
 
 def unloaded_gate_opens_again(patch: Patch) -> None:
-    def unload(original, self, model, error, reason):
-        original(self, model, error, reason)
+    def unload(original, self, model, *why):
+        original(self, model, *why)
         model.retiring = False
 
     wrap(patch, Scheduler, "_unload", unload)
