@@ -13,7 +13,6 @@ from trioswap.errors import UpstreamFailed
 from trioswap.group import SwapGroup
 from trioswap.inflight import InFlight
 from trioswap.messages import CloseGate, Died, Drained, Left, Reject
-from trioswap.planning import _Planner
 from trioswap.proxy import _Relay
 from trioswap.residency.budget import Budget
 from trioswap.residency.groups import Groups
@@ -233,21 +232,6 @@ def rules_not_asked(patch: Patch) -> None:
     patch.setattr(Groups, "place", lambda self, target, resident: {})
 
 
-def promise_put_out(patch: Patch) -> None:
-    """By arrival, a loan takes the room that was only promised to a claim before it."""
-    original = _Planner._choose
-
-    class Careless(frozenset):
-        def isdisjoint(self, other):
-            return True
-
-    def choose(self, claim, offers, *, any_time):
-        chosen = original(self, claim, offers, any_time=any_time)
-        return None if chosen is None else Careless(chosen)
-
-    patch.setattr(_Planner, "_choose", choose)
-
-
 def patience_is_rounded(patch: Patch) -> None:
     """Whether time is up is asked of a difference, which may be rounded to less than the sum that woke us."""
     original = _Relay._out_of_time
@@ -306,7 +290,6 @@ MUTANTS: list[Callable[[Patch], None]] = [
     quarantine_holds_the_shutdown,
     budget_not_asked,
     rules_not_asked,
-    promise_put_out,
     patience_is_rounded,
     alarm_not_set,
 ]
