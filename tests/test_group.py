@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import trio
 from fakes import Script, make_group
+from sim_mutants import lease_dropped_early, tracker_forgets
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from trioswap.config import GroupConfig
 from trioswap.errors import LeaseCut, ModelStuck, ModelUnloaded, ShuttingDown, StartFailed
 from trioswap.group import SwapGroup
-from trioswap.inflight import InFlight
 from trioswap.lifecycle import State
-from trioswap.scheduler import Scheduler
 
 
 @pytest.fixture
@@ -99,27 +98,14 @@ async def test_a_parked_request_is_not_lost(script, autojump_clock, disturb):
     assert script.trace[-1][1].endswith(("gone", "served"))
 
 
-def without_tracker(monkeypatch) -> None:
-    """The decision step counts nothing in the in-flight tracker."""
-    monkeypatch.setattr(InFlight, "enter", lambda self, attempt, ticket, entry: None)
-
-
 def without_lease(monkeypatch) -> None:
     """The decision step takes no lease at all."""
-    without_tracker(monkeypatch)
-    original = Scheduler._grant_all
-
-    def grant_all(self, model):
-        original(self, model)
-        for ticket in list(model.leases):
-            model.end_lease(ticket)
-            del self._where[ticket]
-
-    monkeypatch.setattr(Scheduler, "_grant_all", grant_all)
+    tracker_forgets(monkeypatch)
+    lease_dropped_early(monkeypatch)
 
 
 @DISTURBANCES
-@pytest.mark.parametrize("mutate", [without_tracker, without_lease])
+@pytest.mark.parametrize("mutate", [tracker_forgets, without_lease])
 async def test_without_the_lease_the_parked_request_is_lost(script, autojump_clock, monkeypatch, disturb, mutate):
     """The test above can fail: take the lease out of the decision step and it does."""
     mutate(monkeypatch)
@@ -222,6 +208,25 @@ async def use_and_fail(group: SwapGroup, script: Script) -> None:
     """Hold a lease for long, whatever becomes of the model: it is cut in the end."""
     with pytest.raises(LeaseCut):
         await use(group, "a", 1000, script)
+
+
+async def test_an_unload_of_one_that_makes_room_already_does_not_forget_who_waits(script, nursery, autojump_clock):
+    """An idle model goes together with one that serves; unloaded meanwhile, it goes alone, and the newcomer comes."""
+    pair = GroupConfig("pair", ("b", "c"), swap=False, exclusive=False)
+    group = make_group(script, GroupConfig("big", ("a",)), pair, max_wait=5.0)
+    await nursery.start(group.run)
+    await use(group, "c", 0, script)
+    nursery.start_soon(use, group, "b", 100, script)
+    await trio.sleep(10)
+    nursery.start_soon(use, group, "a", 0, script)
+    await trio.sleep(20)
+    assert (state_of(group, "b"), state_of(group, "c")) == (State.DRAINING, State.DRAINING)
+    await group.unload(["c"])
+    assert state_of(group, "c") is State.STOPPED
+    await trio.sleep(200)
+
+    assert "a served" in [text for _, text in script.trace]
+    nursery.cancel_scope.cancel()
 
 
 async def test_groups_that_cannot_collide_do_not_wait_for_each_other(script, nursery, autojump_clock):

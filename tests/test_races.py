@@ -19,6 +19,7 @@ import attrs
 import pytest
 import trio
 from fakes import Script, make_group
+from sim_mutants import token_given_back_early
 from trio.testing import MockClock
 
 from trioswap import lent
@@ -397,30 +398,6 @@ def room_is_free_before_it_is(monkeypatch) -> None:
     monkeypatch.setattr(Scheduler, "_move", moved)
 
 
-def token_is_given_back_early(monkeypatch) -> None:
-    """The token goes when the server is told to stop, not when it is gone."""
-    original = SwapGroup._run_process
-
-    async def run_process(self, process, run):
-        async def give_back() -> None:
-            try:
-                await trio.sleep_forever()
-            finally:
-                self.limiter.release_on_behalf_of(run)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(give_back)
-            try:
-                return await original(self, process, run)
-            finally:
-                nursery.cancel_scope.cancel(reason="it has ended")
-                with trio.CancelScope(shield=True):
-                    await trio.lowlevel.checkpoint()
-                self.limiter.acquire_on_behalf_of_nowait(run)
-
-    monkeypatch.setattr(SwapGroup, "_run_process", run_process)
-
-
 def shutdown_rejects_nobody(monkeypatch) -> None:
     """Who waits when the shutdown begins waits on, so its model is started again."""
     original = Scheduler._reject_all
@@ -445,7 +422,7 @@ BUGS = {
     leaver_stays: "nobody who left is remembered",
     budget_is_not_asked: "what is reserved fits",
     room_is_free_before_it_is: "what is reserved fits",
-    token_is_given_back_early: "a process holds its token",
+    token_given_back_early: "a process holds its token",
     shutdown_rejects_nobody: "nothing starts after shutdown",
     lender_forgets: "what was lent is forgotten",
 }

@@ -107,14 +107,14 @@ LARGER = {
     "both fail again and again": lambda: ruled(ONE_OF_TWO, "ab", Limits(stuck=True), policy=BACKING_OFF),
     "one at a time, three requests": lambda: ruled(ONE_OF_TWO, "ab", few(3, turns=True, cuts=True)),
     "three models and troubles": lambda: ruled(ONE_OF_THREE, "abc", Limits(turns=True)),
-    "two victims and time": lambda: ruled(TWO_VICTIMS, "abc", Limits(), policy=policy(TTL)),
+    "two victims and time": lambda: ruled(TWO_VICTIMS, "abc", few(unloads=True), policy=policy(TTL)),
     "a matrix of overlapping sets": lambda: ruled(matrix("abc", {"a": 3}, s="a & b | b & c"), "abc", few(cuts=True)),
     "a matrix and one in no set": lambda: ruled(matrix("abx", s="a & b"), "abx", few()),
     "a large one and two small ones": lambda: sized({"gpu0": 6}, {"a": 6, "b": 3, "c": 3}, few(cuts=True)),
     "two devices": lambda: sized(
         {"gpu0": 6, "gpu1": 6}, {"a": 6, "b": 2, "c": 3, "d": 3}, few(3, leaves=False, passing=False)
     ),
-    "measured": lambda: sized({"gpu0": 8}, {"a": 4, "b": 4}, few(peaks=({"gpu0": 3}, {"gpu0": 6}))),
+    "measured": lambda: sized({"gpu0": 8}, {"a": 4, "b": 4}, few(peaks=({"gpu0": 6},))),
     "lent memory": lambda: sized(
         {"gpu0": 10}, {"a": 4, "b": 7, "z": 6}, few(unloads=True), policies={"z": policy(yields=False)}
     ),

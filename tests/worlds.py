@@ -428,6 +428,8 @@ def copied(thing, memo):
         return {key: copied(value, memo) for key, value in thing.items()}
     if kind in (list, tuple):
         return kind([copied(value, memo) for value in thing])
+    if kind is set:  # of what cannot change
+        return set(thing)
     if kind in (int, float, str, bool) or not isinstance(thing, _LIVING):
         return thing
     if id(thing) not in memo:
