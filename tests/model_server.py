@@ -68,6 +68,7 @@ FLAGS = {
     "status": 200,  # of every POST; websockets are refused with another one
     "truncate": False,  # declares more bytes than it sends, then closes; a stream ends without its last chunk
     "die-on-request": False,  # exits upon a POST, before any byte
+    "dying": 0.0,  # seconds that this takes, in which nobody is served and nobody can connect
     "die-mid-stream": -1,  # exits after that many events
 }
 DIED = 3  # exit code of --die-...
@@ -77,6 +78,7 @@ CHILD_LIFETIME = 120.0
 counts = {"started": 0, "finished": 0, "aborted": 0}
 counts_lock = threading.Lock()
 children = []
+listening = []
 seen = [None]  # what /seen says
 closes = []  # what /closes says
 ballast = []  # what --allocate and --grow take
@@ -211,12 +213,16 @@ def serve(options):
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", options.port))
     listener.listen(1024)
+    listening.append(listener)
     options.ready_at = max(time.monotonic(), STARTED_AT + options.ready_delay)
     say(options, "listening")
     if not options.never_ready and not options.ready_once:
         threading.Thread(target=tell_ready, args=(options,), daemon=True).start()
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # it is dying
+            wait(CHILD_LIFETIME)
         threading.Thread(target=serve_connection, args=(connection, options), daemon=True).start()
 
 
@@ -372,7 +378,7 @@ def read_exactly(reader, length):
 def answer(connection, request, options):
     """Send what is due; return whether the connection may carry another request."""
     if options.die_on_request and request.method == "POST":
-        os._exit(DIED)
+        die(connection, options)
     if options.grow and request.method == "POST":
         allocate(options.grow)
     if options.hold:
@@ -487,6 +493,14 @@ def formatted(connection, request, options):
         send_chunk(connection, event)
     connection.sendall(b"0\r\n\r\n")
     return True
+
+
+def die(connection, options):
+    if options.dying:
+        listening[0].shutdown(socket.SHUT_RDWR)
+        connection.shutdown(socket.SHUT_RDWR)
+        wait(options.dying)
+    os._exit(DIED)
 
 
 def die_if_due(options, sent):

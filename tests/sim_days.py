@@ -57,8 +57,8 @@ from trioswap.memory import RETURN_WAIT, make_memory
 from trioswap.messages import BecameReady, Died, Drained, Ended, GotStuck, Measured
 from trioswap.names import Here, Names
 from trioswap.process import KILL_WAIT
-from trioswap.proxy import DEATH_NOTICE
 from trioswap.routing import Route, Routing
+from trioswap.runs import DEATH_NOTICE
 from trioswap.tracker import Tracked
 from trioswap.way import Way
 
@@ -130,7 +130,7 @@ class World:
     @property
     def longest(self) -> float:
         """V: seconds that a request is served at most."""
-        return self.service + (90.0 if self.slow else 0.0) + 2 * DEATH_NOTICE
+        return self.service + (90.0 if self.slow else 0.0) + 2 * LATE_NOTICE
 
 
 def draw_world(rng: random.Random) -> World:
@@ -747,6 +747,8 @@ class _Client:
             self.life.account.faults["slow reader"] += 1
         self.pieces.append(data)
         if b" of attempt " not in data:
+            told = self.stream or len(self.pieces) > 1
+            self.life.account.law(told, f"{self.request.label} asked for no stream, and gets no comments")
             self.pieces_of_ours = True
         if self.slow == math.inf:
             # The write of a real server is shielded as well, and bounded.

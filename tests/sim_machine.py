@@ -26,9 +26,8 @@ from trioswap.group import CUT_GRACE, SwapGroup
 from trioswap.journal import Journal
 from trioswap.messages import CloseGate, Command, Event, Grant, Measured, OpenGate, Squeezed, Start, Stop, Swap
 from trioswap.process import KILL_WAIT, Report
-from trioswap.proxy import DEATH_NOTICE
 from trioswap.residency import NOTHING, Holding
-from trioswap.runs import Lease
+from trioswap.runs import LONGEST_DEATH, Lease
 
 EPSILON = 1e-6
 # Whoever is told something may need some steps; what a step of the simulation takes is nothing.
@@ -564,6 +563,10 @@ class Way:
     def request(self, method: str, target: bytes, headers: object, body: bytes) -> _Talk:
         return _Talk(self, self.server.account.requests[body.decode()])
 
+    async def listens(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self.server.dead_since == math.inf and self.server.phase == "ready"
+
     def close(self) -> None:
         self.closed = True
 
@@ -681,7 +684,7 @@ class _Talk:
             died = server.dead_since < math.inf or server.told
             left = server.dead_since + server.fate.notice - trio.current_time()
             request.lost = "death" if died else "refused"
-            if died and left > DEATH_NOTICE - EPSILON:
+            if died and left > LONGEST_DEATH - EPSILON:
                 request.lost = "death, told late"
         return UpstreamFailed(server.spec.name, why, before_first_byte=not self.begun)
 

@@ -14,6 +14,7 @@ from origins import (
     GUARD,
     HUGE,
     OK,
+    End,
     Server,
     ask,
     closing_after,
@@ -426,7 +427,18 @@ async def close(end):
     await end.close()
 
 
-@pytest.mark.parametrize("how", [reset, close])
+async def close_unread(end):
+    """As a server does that has nothing more to say on an idle connection, and does not know of the next request."""
+    await trio.lowlevel.wait_readable(end.transport.socket)
+    await close(end)
+
+
+async def read_and_reset(end):
+    await end.request()
+    end.reset()
+
+
+@pytest.mark.parametrize("how", [close_unread, read_and_reset])
 async def test_a_request_on_a_dead_idle_connection_is_sent_again(serve, how):
     """When a reused connection ends without a byte, a fresh one serves the same request."""
     requests = []
@@ -434,18 +446,34 @@ async def test_a_request_on_a_dead_idle_connection_is_sent_again(serve, how):
     async def script(end):
         requests.append(await end.request())
         await end.say(OK)
-        if end.number == 0:
-            requests.append(await end.request())
-            await how(end)
-        else:
-            await end.gone()
+        await (how if end.number == 0 else End.gone)(end)
 
     server, origin = await serve(script)
     await ask(origin)
     assert (await ask(origin, "POST", b"/x", [], b"payload"))[2] == b"ok"
     assert server.connections == 2
-    assert requests[1] == requests[2]
-    assert requests[2].endswith(b"payload")
+    assert requests[1].endswith(b"payload")
+
+
+async def test_what_a_server_has_worked_on_is_not_sent_again(serve, kind, monkeypatch):
+    """A server that has read a request, works, and hangs up without an answer has perhaps done it (RFC 9110, 9.2.2)."""
+    monkeypatch.setattr(wire, "UNSEEN", 0.0)  # a moment is long for a peer
+    requests = []
+
+    async def script(end):
+        while request := await end.request():
+            requests.append(request)
+            if request.endswith(b"work"):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                return
+            await end.say(OK)
+
+    _, origin = await serve(script)
+    await ask(origin)
+    with pytest.raises(kind.failure) as caught:
+        await ask(origin, "POST", b"/x", [], b"work")
+    assert caught.value.before_first_byte is True
+    assert len(requests) == 2
 
 
 @pytest.mark.parametrize("how", [reset, close])

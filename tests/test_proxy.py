@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 import statistics
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -220,12 +222,12 @@ async def test_a_client_that_does_not_read_delays_a_swap_by_the_drain_timeout():
 # ---- model servers that fail ----------------------------------------------------------------------
 
 
-def dies_until(attempt: int, counter, *flags: str) -> dict[str, object]:
-    """A model server with *flags* in each start before the *attempt*th; *counter* gets a line for each start."""
+def dies_until(attempt: int, counter, *flags: str, later: Sequence[str] = ()) -> dict[str, object]:
+    """A model server with *flags* in each start before the *attempt*th, then with *later*; *counter* counts starts."""
     port = free_port()
     code = (
         "import os, sys; file = open(sys.argv[1], 'a+'); file.write('started\\n'); file.flush(); file.seek(0);"
-        f"flags = {list(flags or ['--die-on-request'])} if len(file.readlines()) < {attempt} else [];"
+        f"flags = {list(flags or ['--die-on-request'])} if len(file.readlines()) < {attempt} else {list(later)};"
         "os.execv(sys.executable, [sys.executable, '-S', '-E', *sys.argv[2:], *flags])"
     )
     server = [str(MODEL_SERVER), "--port", str(port), "--name", "a"]
@@ -265,6 +267,63 @@ async def test_many_requests_of_a_server_that_died_are_all_retried(tmp_path):
         await fetch(served.port, "POST", "/api/models/load/a")
         assert await at_once([partial(answer_of, served.port, "a")] * 5) == ["a"] * 5
     assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+async def test_a_server_that_takes_its_time_to_die_loses_nobody(tmp_path, monkeypatch):
+    """It serves nobody any more, and ends much later than is usual: who was there, and who comes meanwhile, waits."""
+    monkeypatch.setattr("trioswap.runs.DEATH_NOTICE", 0.05)
+    dying = dies_until(2, tmp_path / "starts", "--die-on-request", "--dying", "1.0")
+    async with daemon({"a": dying}) as served:
+        await fetch(served.port, "POST", "/api/models/load/a")
+
+        async def in_time(seconds: float) -> str:
+            await trio.sleep(seconds)
+            return await answer_of(served.port, "a")
+
+        assert await at_once([partial(in_time, 0.1 * number) for number in range(5)]) == ["a"] * 5
+    assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+async def test_who_was_served_waits_again_however_many_wait(tmp_path):
+    """`max_queue` is for newcomers: eight are served when the server dies, and all of them wait for the next one."""
+    async with daemon({"a": dies_until(2, tmp_path / "starts", "--hold")}, max_queue=2) as served:
+        pid = (await fetch(served.port, "GET", "/upstream/a/pid")).json()
+
+        async def kill() -> str:
+            await eventually(partial(is_running, served.port, "a", serving=8))
+            os.kill(pid, signal.SIGKILL)
+            return "a"
+
+        assert await at_once([*[partial(answer_of, served.port, "a")] * 8, kill]) == ["a"] * 9
+    assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+async def test_a_second_wait_is_told_like_the_first(tmp_path):
+    """The server dies when the stream has begun: the comments go on to say what happens."""
+    table = dies_until(2, tmp_path / "starts", "--hold", later=["--ready-delay", "0.5"])
+    async with daemon({"a": table}, heartbeat=0.05) as served, await connect(served.port) as client:
+        pid = (await fetch(served.port, "GET", "/upstream/a/pid")).json()
+        await client.ask("POST", CHAT, chat("a", stream=True))
+        assert (await client.head()).status_code == 200
+        os.kill(pid, signal.SIGKILL)
+        events = (await client.rest()).decode().split("\n\n")
+    stages = [event.split()[2] for event in events if event.startswith(": trioswap ")]
+    assert stages[0] == "processing"
+    assert "loading" in stages
+    assert '"a"' in events[len(stages)]
+
+
+async def test_a_second_wait_is_bounded_like_the_first(tmp_path):
+    """The time that was served is not of the wait."""
+    table = dies_until(2, tmp_path / "starts", "--hold", later=["--never-ready"])
+    async with daemon({"a": {**table, "queue_timeout": 0.5}}) as served, await connect(served.port) as client:
+        pid = (await fetch(served.port, "GET", "/upstream/a/pid")).json()
+        await client.ask("POST", CHAT, chat("a"))
+        await eventually(partial(is_running, served.port, "a", serving=1))
+        await trio.sleep(0.6)
+        os.kill(pid, signal.SIGKILL)
+        assert (await client.head()).status_code == 503
+        assert b"waited 0.5 s" in await client.rest()
 
 
 async def test_a_server_that_dies_in_a_stream_ends_it_with_an_error(tmp_path):

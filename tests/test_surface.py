@@ -905,7 +905,7 @@ def failing() -> Iterable[Row]:
 @pytest.mark.parametrize("path", [CHAT, "/v1/messages"])
 async def test_errors(path, monkeypatch):
     """Status, type and code of every situation; always JSON, whatever the client accepts."""
-    monkeypatch.setattr("trioswap.proxy.DEATH_NOTICE", math.inf)  # nobody waits to be told of the end of a peer
+    monkeypatch.setattr("trioswap.runs.DEATH_NOTICE", math.inf)  # nobody waits to be told of the end of a peer
     models = A_AND_B | {"broken": scripted("--exit-at-start", 7)}
     peers = {"far": {"proxy": f"http://127.0.0.1:{free_port()}", "models": ["m"]}}
     rows = [row if path == CHAT or row.target != CHAT else to_anthropic(row) for row in failing()]
@@ -935,7 +935,7 @@ def to_anthropic(row: Row) -> Row:
 )
 async def test_errors_of_a_server_that_was_asked(flags, settings, status, code, monkeypatch):
     """With words of ours; llama-swap has an empty 502 for both."""
-    monkeypatch.setattr("trioswap.proxy.DEATH_NOTICE", math.inf)  # nor of the end of who is merely late
+    monkeypatch.setattr("trioswap.runs.DEATH_NOTICE", math.inf)  # nor of the end of who is merely late
     async with daemon({"a": scripted(*flags, **settings)}) as served:
         answer = await fetch(served.port, "POST", CHAT, chat("a"))
     assert answer.status == status
@@ -1107,6 +1107,27 @@ async def test_a_failure_in_a_stream_of_ours_is_an_event(path, begin):
     assert last.startswith(begin)
     assert "not ready within 0.5 s" in json.loads(last.removeprefix(begin))["error"]["message"]
     assert "[DONE]" not in answer.text
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/embeddings", "/upstream/a/v1/chat/completions"])
+async def test_who_asked_for_no_stream_gets_none(path):
+    """However long its model takes, and whatever limits the wait for it."""
+    models = {"a": scripted("--ready-delay", 0.2, "--answer-delay", 0.6, queue_timeout=0.5)}
+    async with daemon(models, heartbeat=0.05) as served:
+        await fetch(served.port, "POST", "/api/models/load/a")
+        answer = await fetch(served.port, "POST", path, chat("a"))
+    assert (answer.status, answer["content-type"]) == (200, "application/json")
+
+
+async def test_comments_go_on_until_the_first_byte():
+    """A server may read a long prompt for minutes; what it then says can be read in the stream that is ours."""
+    async with daemon({"a": scripted("--answer-delay", 0.5)}, heartbeat=0.05) as served:
+        await fetch(served.port, "POST", "/api/models/load/a")
+        answer = await fetch(served.port, "POST", CHAT, chat("a", stream=True), ("accept-encoding", "gzip"))
+        seen = await fetch(served.port, "GET", "/upstream/a/seen")
+    assert answer.text.count(": trioswap processing ") >= 2
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert "accept-encoding" not in dict(seen.json()["headers"])
 
 
 async def test_no_heartbeat_no_early_stream():

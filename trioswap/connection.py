@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
@@ -27,6 +28,8 @@ BODY_PIECE: Final = 4 * READ_SIZE
 MAX_HEAD: Final = 256 * 1024
 # Bytes up to which body and head go out in one system call; copying that much is cheaper than a second call.
 JOIN_LIMIT: Final = 64 * 1024
+# The first byte of TCP_INFO for a connection that is over, on both sides (Linux, include/net/tcp_states.h).
+_TCP_CLOSE: Final = 7
 
 
 def reason(exc: BaseException) -> str:
@@ -69,6 +72,8 @@ class Connection:
     """A byte of the answer to the present request has come."""
     _answer: h11.Response | None = attrs.field(default=None, init=False)
     """Its head, once that has come."""
+    was_refused: bool = attrs.field(default=False, init=False)
+    """The server has closed it without reading all that it was sent, and said nothing: it has not seen the request."""
     _complete: bool = attrs.field(default=False, init=False)
     """The answer's body has ended as it should."""
     idle_since: float = attrs.field(default=0.0, init=False)
@@ -215,11 +220,21 @@ class Connection:
         try:
             data = await self._socket.recv(READ_SIZE)
         except OSError as exc:
+            self.was_refused = not self._heard and isinstance(exc, ConnectionError)
             raise self.failed(reason(exc)) from exc
         if not data and self._http.their_state is h11.SEND_RESPONSE:
+            self.was_refused = not self._heard and self._was_reset()
             raise self.failed("it closed the connection before the head of its answer was complete")
         self._heard = self._heard or bool(data)
         self._http.receive_data(data)
+
+    def _was_reset(self) -> bool:
+        """Whether a reset has followed the end of what the server says.
+
+        A TCP that has closed answers what still comes with a reset, and one that is closed with something unread sends
+        one at once (RFC 9293, 3.10.7.1; RFC 2525, 2.17): of who has read everything there is none.
+        """
+        return self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
     def _look_for_answer(self) -> None:
         while self._answer is None:

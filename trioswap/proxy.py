@@ -11,8 +11,9 @@ status, or one retry when the model server died.  After it the response is broke
 a stream of events, which is passed on by whole events (`sse.WholeEvents`), ends with an
 error event, or, when its own last event has passed already, as if nothing had happened.
 
-A client that asked for a stream and waits gets the head of its stream early, and comments
-in it (`Manner`).  From then on the status is 200, whatever the model server says later.
+A client that asked for a stream and waits, for the model or for the first byte of its
+server, gets the head of its stream early, and comments in it (`Manner`).  From then on the
+status is 200, whatever the model server says later.
 """
 
 from __future__ import annotations
@@ -38,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 # Pieces (of at most one read each) between the reader and a client that is slower.
 HAND_OVER: Final = 8
-# A dying server breaks its connections a moment before its supervisor sees it end.
-DEATH_NOTICE: Final = 2.0
 # Seconds that an answer has to end by itself once the daemon ends; it cuts what is not over a second later.
 LAST_CHANCE: Final = 2.0
 # Response headers that are ours to send: the date of this response, and the id that our log knows.
@@ -129,8 +128,12 @@ class _Relay:
     call: Call
     manner: Manner
     since: float = attrs.field(factory=trio.current_time)
+    waits_since: float = attrs.field(factory=trio.current_time)
+    """When it began to wait for its model, for the last time."""
     granted: float | None = None
-    """When the request was let through to its server."""
+    """When the request was let through to its server; None: it waits."""
+    look: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    """Its deadline is when the client is to be told something, as long as nothing has come from the server."""
     begun: bool = False
     """The head of the stream is ours."""
     looked_at: float = -math.inf
@@ -164,6 +167,7 @@ class _Relay:
                 with self.row.cancellable():
                     if not await self._attempt(hand):
                         logger.info("retry on a fresh start model=%s", self.manner.model)
+                        self._wait_again()
                         await self._attempt(hand, last=True)
                 await _pass(hand, End())
             except TrioswapError as exc:
@@ -173,10 +177,11 @@ class _Relay:
         """Forward once; False: the model server died before its first byte, so try again."""
         call = self.call
         async with self.source() as held:
-            if self.granted is None:
-                self.granted = trio.current_time()
-            # What follows a stream that is ours must be readable without more ado.
-            headers = _without(call.headers, b"accept-encoding") if self.begun else call.headers
+            self.granted = trio.current_time()
+            self.look.deadline = self._next_look()
+            # What follows a stream that is ours must be readable without more ado, and it may be so by then.
+            ours = self.begun or (self.manner.stream and self.manner.heartbeat is not None)
+            headers = _without(call.headers, b"accept-encoding") if ours else call.headers
             try:
                 async with held.upstream.request(call.method, call.target, headers, call.body) as response:
                     await _relay(hand, response)
@@ -184,11 +189,14 @@ class _Relay:
             except UpstreamFailed as exc:  # the end of a peer is told by nobody
                 if last or not exc.before_first_byte or isinstance(exc, UpstreamTimedOut):
                     raise
-                with trio.move_on_after(DEATH_NOTICE):
-                    await held.dead.wait()
-                if not held.dead.is_set():
+                if not await held.has_died():
                     raise
         return False
+
+    def _wait_again(self) -> None:
+        """Its server has died: it waits for the next one like any other."""
+        self.granted, self.waits_since = None, trio.current_time()
+        self.look.deadline = self._next_look()
 
     # ---- the writer --------------------------------------------------------------------------
 
@@ -261,22 +269,22 @@ class _Relay:
     async def _first(self, take: trio.MemoryReceiveChannel[Piece]) -> Piece:
         """The first piece; meanwhile the client is told how things stand, or that it waits for too long."""
         while True:
-            with trio.move_on_at(self._next_look()):
+            with trio.CancelScope(deadline=self._next_look()) as self.look:
                 return await take.receive()
             if (failure := self._out_of_time()) is not None:
                 return failure
-            await self._tell()
+            if trio.current_time() >= self._next_look():  # what was to be told may have changed in this very moment
+                await self._tell()
 
     def _next_look(self) -> float:
         times = [math.inf]
         manner = self.manner
         if self.granted is None:
-            times += [self.since + manner.limit, math.inf if self.begun else self.since + manner.patience]
-        if manner.stream and (self.granted is None or self.begun):
-            if manner.heartbeat is not None:
-                times.append(max(self.since, self.said_at) + manner.heartbeat)
-            if manner.text is not None:
-                times.append(max(self.since, self.looked_at + _TEXT_EVERY))
+            times += [self.waits_since + manner.limit, math.inf if self.begun else self.waits_since + manner.patience]
+        if manner.stream and manner.heartbeat is not None:
+            times.append(max(self.since, self.said_at) + manner.heartbeat)
+        if manner.stream and manner.text is not None and self.granted is None:
+            times.append(max(self.since, self.looked_at + _TEXT_EVERY))
         return min(times)
 
     def _out_of_time(self) -> TrioswapError | None:
@@ -285,8 +293,8 @@ class _Relay:
             return None
         now, manner = trio.current_time(), self.manner
         # The very sums of `_next_look`: a difference may be rounded to less, and the next look would be at once.
-        too_long = now >= self.since + manner.limit
-        if not too_long and (self.begun or now < self.since + manner.patience):
+        too_long = now >= self.waits_since + manner.limit
+        if not too_long and (self.begun or now < self.waits_since + manner.patience):
             return None
         progress = manner.progress()
         retry_after = max(1, (progress.expected if progress is not None else None) or 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Final
 
 import attrs
 import trio
@@ -18,6 +19,12 @@ from trioswap.residency import NOTHING, Holding
 from trioswap.upstream import Upstream
 
 logger = logging.getLogger(__name__)
+
+# A dying server breaks its connections a moment before its supervisor sees it end.
+DEATH_NOTICE: Final = 2.0
+# Seconds that its end may take as long as nobody listens at its port: it takes some to let go of much of a GPU.
+LONGEST_DEATH: Final = 30.0
+_LISTENS_EVERY: Final = 0.25
 
 Supervise = Callable[[ModelConfig, int, Holding], Supervised]
 """Makes the process of one attempt at a model, which may use what it holds of each device."""
@@ -125,6 +132,16 @@ class Lease:
     """What it may use of each device, in bytes."""
     dead: trio.Event
     """The server has ended: what one that died has set a moment later."""
+
+    async def has_died(self) -> bool:
+        """Whether its server, which has broken a connection, is dead; waits for as long as it looks like that."""
+        with trio.move_on_after(DEATH_NOTICE):
+            await self.dead.wait()
+        with trio.move_on_after(LONGEST_DEATH):
+            while not self.dead.is_set() and not await self.upstream.listens():
+                with trio.move_on_after(_LISTENS_EVERY):
+                    await self.dead.wait()
+        return self.dead.is_set()
 
 
 @attrs.define(eq=False)

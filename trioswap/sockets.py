@@ -31,7 +31,7 @@ from trioswap.fleet import Fleet
 from trioswap.inference import COMFYUI, split
 from trioswap.names import AtPeer, Here
 from trioswap.routing import Route
-from trioswap.tunnel import DEATH_NOTICE, Event, relay
+from trioswap.tunnel import Event, relay
 from trioswap.way import Held, Way
 from trioswap.websocket import WebSocket, open_websocket
 
@@ -115,11 +115,9 @@ async def _reach(
     try:
         return await attempt(held)
     except UpstreamFailed as exc:
-        if way.peer is not None or not exc.before_first_byte:
+        if not exc.before_first_byte:
             raise
-        with trio.move_on_after(DEATH_NOTICE):
-            await held.dead.wait()
-        if not held.dead.is_set():
+        if not await held.has_died():
             raise
     logger.info("retry on a fresh start model=%s", way.model)
     await stack.aclose()

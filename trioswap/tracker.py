@@ -36,6 +36,8 @@ class Tracked:
     model: str = ""
     """The model of ours, or the name at a peer; empty: not known yet."""
     metadata: dict[str, str] = attrs.field(factory=dict)
+    let_in: bool = False
+    """It has been let through to a server: it may wait for another one, however many wait already."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """What `end` cancels: all of it, or what is `cancellable`."""
     failure: TrioswapError | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -37,6 +37,8 @@ HOP_BY_HOP: Final = frozenset(
 # Request fields we set ourselves, or that ask for a conversation we do not hold: the body is complete already.
 _OURS: Final = frozenset({b"content-length", b"expect"})
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+# Seconds for a connection on the same machine that is made to see whether anybody is there.
+_LISTENS: Final = 2.0
 
 
 def end_to_end(headers: Iterable[Header]) -> list[Header]:
@@ -151,6 +153,13 @@ class Upstream:
         finally:
             self._give_back(connection)
 
+    async def listens(self) -> bool:
+        """Whether connections are taken at its address; one is made for that, and closed."""
+        with trio.move_on_after(_LISTENS), suppress(OSError):
+            await (await trio.open_tcp_stream(*self._address)).aclose()
+            return True
+        return False
+
     def _head(self, method: str, target: bytes, headers: Sequence[Header], body: bytes | Body) -> h11.Request:
         size = len(body) if isinstance(body, bytes) else body.size
         fields = [(name, value) for name, value in end_to_end(headers) if name.lower() not in _OURS]
@@ -178,10 +187,10 @@ class Upstream:
                 return connection, await self._ask(connection, head, body)
             except UpstreamTimedOut:
                 raise  # it has seen the request, and may still be at work on it
-            except UpstreamFailed as exc:
+            except UpstreamFailed:
                 # A server closes a connection that was idle for long just when we send on it:
                 # it never saw the request, and a fresh connection would have served it.
-                if not exc.before_first_byte:
+                if not connection.was_refused:
                     raise
         connection = await self._connect()
         return connection, await self._ask(connection, head, body)

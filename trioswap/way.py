@@ -34,6 +34,9 @@ class Held(Protocol):
     def dead(self) -> trio.Event:
         """Set when the server is known to have ended."""
 
+    async def has_died(self) -> bool:
+        """Whether the server, which has broken a connection, is dead; waits for as long as it looks like that."""
+
 
 Source = Callable[[], AbstractAsyncContextManager[Held]]
 """Waits until the request may be served; called again for a retry."""
@@ -120,10 +123,11 @@ class Way:
     async def _lease(self) -> AsyncIterator[Held]:
         fleet, incoming = self.services.fleet, self.incoming
         with ExitStack() as waiting:
-            if not fleet.is_open(self.model):
+            if not self.row.let_in and not fleet.is_open(self.model):
                 waiting.enter_context(self.services.quotas.queue(self.retry_after))
             async with fleet.lease(self.model, incoming.key.weight, incoming.request_id) as held:
                 waiting.close()
+                self.row.let_in = True
                 yield held
 
     @asynccontextmanager
@@ -145,3 +149,6 @@ class _AtPeer:
 
     upstream: Peer
     dead: trio.Event = attrs.field(factory=trio.Event)  # nobody tells us of its end
+
+    async def has_died(self) -> bool:
+        return False

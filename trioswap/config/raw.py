@@ -240,8 +240,8 @@ class RawConfig:
         unit="requests",
     )
     heartbeat: Duration | None = key(
-        "How long a streaming answer that waits for its model stays silent: then it begins with a comment, and goes on"
-        " with one each time so much has passed; 0: it stays silent.",
+        "How long a streaming answer stays silent that waits for its model, or for the first event of its server: then it"
+        " begins with a comment, and goes on with one each time so much has passed; 0: it stays silent.",
         default="5",
         unit="s",
     )

@@ -164,7 +164,7 @@ class Peer:
                 # A server closes a connection that was idle for long just when we send on it:
                 # it never saw the request, and a fresh connection would have served it.  Each
                 # try ends one idle connection, so a fresh one comes after as many at most.
-                if exc.heard or not exc.reused or not tries_left:
+                if exc.heard or not exc.unseen or not tries_left:
                     raise self._failed(exc.why, before_first_byte=not exc.heard) from exc
                 tries_left -= 1
 

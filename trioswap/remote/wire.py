@@ -7,8 +7,8 @@ does less than a gateway needs.  Here
   leaves no socket;
 - a server is heard that answers before it has read the whole request (413, 401), whether
   it hangs up then or waits, over TLS as well;
-- it is known to the byte whether anything of an answer had come, and whether the connection
-  had served before: only then may a request that failed be sent again;
+- it is known to the byte whether anything of an answer had come, and whether the connection had served
+  before and broke at once: only then may a request that failed be sent again;
 - reading can be ended without waiting (`hang_up`).
 """
 
@@ -33,6 +33,9 @@ from trioswap.keepalive import MAX_KEEPALIVE
 
 # Seconds.  A server that has begun its answer, and takes nothing of the request for so long, will take no more of it.
 PATIENCE: Final = 2.0
+# Seconds after the last byte of a request: what breaks later than that was no idle connection, closed just then by a
+# server that never saw the request.  The longest way to it and back that we count with; Go repeats no POST at all.
+UNSEEN: Final = 1.0
 # Bytes of an early answer that are read while the request is still being sent.
 EARLY_LIMIT: Final = 4 * READ_SIZE
 # The first line of an answer that is not an interim one (RFC 9110, 15), among or behind interim ones.
@@ -50,13 +53,13 @@ class NoConnection(Exception):
 class Broken(Exception):
     """The connection broke."""
 
-    def __init__(self, why: str, *, heard: bool, reused: bool) -> None:
+    def __init__(self, why: str, *, heard: bool, unseen: bool) -> None:
         super().__init__(why)
         self.why = why
         self.heard = heard
         """A byte of the answer had come."""
-        self.reused = reused
-        """The connection had served before: perhaps the server closed it as idle, and never saw this request."""
+        self.unseen = unseen
+        """Perhaps the server closed the connection as idle in this very moment, and never saw the request."""
 
 
 @attrs.frozen(eq=False)
@@ -181,6 +184,8 @@ class Wire(httpcore.AsyncNetworkStream):
     """Reading has begun, so that the next write begins another request."""
     _heard: bool = attrs.field(default=False, init=False)
     """A byte of the answer to the present request has come."""
+    _wrote: float = attrs.field(default=-math.inf, init=False)
+    """Trio's time at which something was sent last."""
     _early: deque[bytes | trio.BrokenResourceError] = attrs.field(factory=deque, init=False)
     """What was read while sending: pieces, and perhaps the end."""
     _hung_up: bool = attrs.field(default=False, init=False)
@@ -200,6 +205,7 @@ class Wire(httpcore.AsyncNetworkStream):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._listen)
             await self._send(buffer)
+            self._wrote = trio.current_time()
             nursery.cancel_scope.cancel(reason="sent")
         if self._pipe.deaf:
             raise httpcore.WriteError("the server takes no more of the request")
@@ -256,7 +262,8 @@ class Wire(httpcore.AsyncNetworkStream):
         raise piece
 
     def _broken(self, why: str) -> Broken:
-        return Broken(why, heard=self._heard, reused=self._requests > 1)
+        soon = trio.current_time() - self._wrote <= UNSEEN
+        return Broken(why, heard=self._heard, unseen=soon and self._requests > 1)
 
     def hang_up(self) -> None:
         """Whoever reads on this request finds the connection broken instead of waiting."""
