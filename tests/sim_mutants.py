@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import attrs
 import pytest
 import trio
 
@@ -269,6 +270,17 @@ def hand_over_ignores_the_cut(patch: Patch) -> None:
     patch.setattr(InFlight, "cut", cut)
 
 
+def comments_for_all(patch: Patch) -> None:
+    """Who waits gets comments, though it may not have asked for a stream."""
+    original = _Relay._next_look
+
+    def next_look(self):
+        self.manner = attrs.evolve(self.manner, stream=True)
+        return original(self)
+
+    patch.setattr(_Relay, "_next_look", next_look)
+
+
 MUTANTS: list[Callable[[Patch], None]] = [
     lease_dropped_early,
     tracker_forgets,
@@ -292,4 +304,5 @@ MUTANTS: list[Callable[[Patch], None]] = [
     rules_not_asked,
     patience_is_rounded,
     alarm_not_set,
+    comments_for_all,
 ]

@@ -264,13 +264,31 @@ async def test_no_daemon(command):
     assert "--url" in done.stderr
 
 
-@pytest.mark.parametrize("url", ["localhost:1", "http://", "ftp://127.0.0.1", "http://[::", "http://127.0.0.1:port"])
+@pytest.mark.parametrize("url", ["http://", "http://[::", "http://127.0.0.1:port"])
 async def test_no_url(url):
     """What is no URL of ours is an error of one line."""
     done = await trioswap("ps", "--url", url)
 
     assert (done.returncode, done.stdout) == (1, "")
     assert url in one_line(done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("url", "command"),
+    [
+        ("localhost:1", ("ps",)),
+        ("127.0.0.1:1", ("hold", "1GiB", "true")),
+        ("ftp://127.0.0.1", ("plan", "a")),
+        ("", ("unload",)),
+    ],
+)
+async def test_an_address_without_its_kind(url, command):
+    """The user's mistake, told with what is allowed; nobody is asked."""
+    done = await trioswap(*command, "--url", url)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    words = f'--url: found "{url}", allowed is http[s]://HOST[:PORT] or unix:/PATH'
+    assert one_line(done.stderr) == f"trioswap: {words}\n"
 
 
 async def test_another_program_at_the_url():

@@ -54,7 +54,7 @@ async def test_the_line_and_the_last_decisions():
     assert cells(decisions[0]) == ["TIME", "DECISION", "MODEL", "WHY"]
     [at, *decision] = cells(decisions[1])
     assert re.fullmatch(r"\d\d:\d\d:\d\d", at)
-    assert decision == ["start", "a", "somebody asks for it"]
+    assert decision == ["start", "a", "it is wanted"]
 
 
 async def test_ps_tells_what_is_reserved_and_lent():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from config_texts import mistakes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -31,13 +32,6 @@ from trioswap.config.raw_model import RawCapabilities, RawFilters, RawModel, Raw
 from trioswap.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-
-
-def mistakes(text: str) -> list[str]:
-    """What is wrong with the file *text*, one line for each mistake."""
-    with pytest.raises(ConfigError) as caught:
-        loads(text)
-    return caught.value.mistakes
 
 
 # ---- what is right ------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from config_texts import mistakes
 
 from trioswap.config import Config, load, loads
 from trioswap.config.addresses import Address, UnixAddress, parse_listen
@@ -32,13 +33,6 @@ NETWORK = 'allowed is an address or a network, such as "10.0.0.5" or "10.0.0.0/8
 NAME = "allowed is the name of a model, an alias, a selector, a pin or a peer's model, or a pattern of such names"
 ENDPOINT = 'allowed is a path such as "/v1/embeddings" or "/v1/audio/*", without ? and #'
 SOCKET = 'allowed is unix: and an absolute path, such as "unix:/run/trioswap.sock"'
-
-
-def mistakes(text: str) -> list[str]:
-    """What is wrong with the file *text*, one line for each mistake."""
-    with pytest.raises(ConfigError) as caught:
-        loads(text)
-    return caught.value.mistakes
 
 
 def key_with(settings: str) -> str:

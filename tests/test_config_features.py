@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import attrs
 import pytest
+from config_texts import mistakes, model
 
 from trioswap.config import Config, load, loads
 from trioswap.config.parts import (
@@ -14,24 +15,11 @@ from trioswap.config.parts import (
     TimeoutConfig,
     UiConfig,
 )
-from trioswap.errors import ConfigError
 
 COUNTS = "allowed is a whole number from 1 up"
 DURATIONS = 'allowed is a number of seconds from 0 up, or text such as "90s", "1h30m", "500ms", "2d"'
 JSON = "allowed is what JSON can say: text, a finite number, true or false, an array or a table"
 PATTERN = "allowed is a regular expression of Python's re of at most 500 characters"
-
-
-def mistakes(text: str) -> list[str]:
-    """What is wrong with the file *text*, one line for each mistake."""
-    with pytest.raises(ConfigError) as caught:
-        loads(text)
-    return caught.value.mistakes
-
-
-def model(settings: str = "", name: str = "a") -> str:
-    """A model with these *settings*."""
-    return f"\n[models.{name}]\ncmd = 'x ${{PORT}}'\n{settings}\n"
 
 
 # ---- models -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import config_texts
 import pytest
 
 from trioswap.config import Config, loads
@@ -13,7 +14,6 @@ from trioswap.config.parts import (
     TimeoutConfig,
 )
 from trioswap.config.peers import peer_names
-from trioswap.errors import ConfigError
 
 MODELS = "".join(f"\nmodels.{name}.cmd = 'x ${{PORT}}'" for name in "abc") + "\nmodels.a.aliases = ['al']\n"
 PEERS = """
@@ -27,9 +27,7 @@ PIN = "allowed is the name of a model, an alias, a selector or the name of a pee
 
 def mistakes(text: str) -> list[str]:
     """What is wrong with the file *text* beside three models and two peers, one line for each mistake."""
-    with pytest.raises(ConfigError) as caught:
-        loads(MODELS + PEERS + text)
-    return caught.value.mistakes
+    return config_texts.mistakes(MODELS + PEERS + text)
 
 
 def right(text: str) -> Config:

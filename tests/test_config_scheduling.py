@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from config_texts import mistakes, model
 
 from trioswap.config import Config, GroupConfig, MemoryConfig, ModelConfig, load, loads
-from trioswap.errors import ConfigError
 
 GIB = 2**30
 DURATIONS = 'allowed is a number of seconds from 0 up, or text such as "90s", "1h30m", "500ms", "2d"'
@@ -19,18 +19,6 @@ CLASH = (
     'models.b.proxy: found "http://127.0.0.1:9000", which is the address of model "a" too, '
     "allowed is that only for models of which groups never let two be resident together"
 )
-
-
-def mistakes(text: str) -> list[str]:
-    """What is wrong with the file *text*, one line for each mistake."""
-    with pytest.raises(ConfigError) as caught:
-        loads(text)
-    return caught.value.mistakes
-
-
-def model(settings: str = "", name: str = "a") -> str:
-    """The table of a model with these *settings*."""
-    return f"\n[models.{name}]\ncmd = 'x ${{PORT}}'\n{settings}\n"
 
 
 # ---- single values --------------------------------------------------------------------------

@@ -449,6 +449,32 @@ async def test_what_is_said_of_a_stuck_process_is_true(script, nursery, autojump
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("never_kill", [False, True])
+async def test_who_is_served_by_a_stuck_process_is_told(script, nursery, autojump_clock, never_kill):
+    """It neither answers nor breaks the connection; and when it has ended after all, its place is free."""
+    script.stays_stuck, script.sweep = True, 7.0
+    group = make_group(script, never_kill=never_kill)
+    await nursery.start(group.run)
+
+    async def hang() -> None:
+        await trio.sleep(script.load + 1)
+        script.alive["a"].crash()
+
+    nursery.start_soon(hang)
+    with pytest.raises(LeaseCut) as found:
+        await use(group, "a", 1000, script)
+
+    assert trio.current_time() == script.load + 1 + script.sweep
+    why = "must not get SIGKILL (never_kill)" if never_kill else "survived SIGKILL"
+    assert found.value.message.endswith(f'while model "a" served it: its process did not end and {why}')
+    assert state_of(group, "a") is State.STOPPING
+    script.stays_stuck = False
+    script.alive["a"].die_after_all()
+    await wait_all_tasks_blocked()
+    assert await use(group, "a", 1, script) == "a"
+    nursery.cancel_scope.cancel()
+
+
 # ---- time to live, unload, shutdown ------------------------------------------------------------
 
 

@@ -24,8 +24,8 @@ def kept(journal: Journal) -> list[tuple[str, str, str]]:
         (CloseGate("a", 7, "for b, waited 60.0 s"), "close gate", "for b, waited 60.0 s"),
         (OpenGate("a", 7, "nobody needs its room any more"), "open gate", "nobody needs its room any more"),
         (Stop("a", 7, "idle for 30 s (ttl)"), "stop", "idle for 30 s (ttl)"),
-        (Start("a", 7), "start", "somebody asks for it"),
-        (Start("a", 7, {"gpu0": 9 << 30}), "start", "somebody asks for it; it may use 9 GiB on gpu0"),
+        (Start("a", 7), "start", "it is wanted"),
+        (Start("a", 7, {"gpu0": 9 << 30}), "start", "it is wanted; it may use 9 GiB on gpu0"),
     ],
 )
 def test_a_decision_about_a_model_is_kept_and_logged(command, what, why, caplog):

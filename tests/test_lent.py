@@ -89,6 +89,15 @@ async def test_memory_that_is_free_is_lent_at_once(bench, autojump_clock):
     bench.assert_forgotten()
 
 
+async def test_the_decisions_tell_of_a_loan(bench, autojump_clock):
+    """It begins because it is wanted, and ends because it was given back: no time to live was ever set for it."""
+    async with lent.hold(bench.group, bench.budget, "comfy", Wish(6)):
+        await trio.sleep(5)
+
+    told = [(entry.what, entry.why.partition(";")[0]) for entry in bench.group.journal.entries]
+    assert told == [("start", "it is wanted"), ("stop", "given back")]
+
+
 async def test_idle_models_go_for_it(bench, autojump_clock):
     """As many as it takes; the borrower has the memory when their processes are gone."""
     await bench.use("a")

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from children import PATIENCE
 from commands import daemon
 from daemons import scripted, write_config
 from sockets import notify_socket
 
-from trioswap.notify import feed_watchdog, more_time, notify, watchdog_interval
+from trioswap import notify as notify_module
+from trioswap.notify import ALIVE, feed_watchdog, more_time, notify, watchdog_interval
 from trioswap.process import KILL_WAIT
 
 
@@ -33,6 +39,49 @@ async def test_abstract_socket(monkeypatch):
         notify("STATUS=hello")
 
         assert await notices.next() == "STATUS=hello"
+
+
+async def test_who_does_not_read_for_a_while_hears_it_later(monkeypatch, tmp_path):
+    """As systemd while it reloads: nothing that it waits for is lost, and all comes in order; signs of life may be."""
+    said = ["READY=1", "STOPPING=1", *(f"STATUS={number}" for number in range(20))]
+    with notify_socket(tmp_path / "notify") as notices:
+        monkeypatch.setenv("NOTIFY_SOCKET", notices.environment["NOTIFY_SOCKET"])
+        before = fill(tmp_path / "notify")
+        for state in said:
+            notify(state)
+            notify(ALIVE)
+        assert [await notices.next() for _ in range(before)] == ["full"] * before
+        assert [await notices.next() for _ in said] == said
+
+        notify("STATUS=at once")
+        assert await notices.next() == "STATUS=at once"
+
+
+async def test_nothing_overtakes_what_waits(monkeypatch, tmp_path):
+    """There may be room again before it is sent; only signs of life go at once."""
+    go_on = threading.Event()
+    first = threading.Thread(target=go_on.wait, args=(PATIENCE,))
+    first.start()
+    monkeypatch.setattr(notify_module, "_senders", [first])
+    with notify_socket(tmp_path / "notify") as notices:
+        monkeypatch.setenv("NOTIFY_SOCKET", notices.environment["NOTIFY_SOCKET"])
+        notify("STOPPING=1")
+        notify(ALIVE)
+        assert await notices.next() == ALIVE
+        go_on.set()
+        assert await notices.next() == "STOPPING=1"
+
+
+def fill(address: Path) -> int:
+    """Send to a socket until it takes no more; how often that was."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        sock.connect(str(address))
+        sent = 0
+        with suppress(BlockingIOError):
+            while sock.send(b"full"):
+                sent += 1
+        return sent
 
 
 @pytest.mark.parametrize("address", ["", "no-such-socket", "@trioswap-nobody-listens-here"])

@@ -21,7 +21,7 @@ import pytest
 import trio
 from attempts import Attempt, attempt, is_reaped
 from children import PATIENCE, alive, ask, free_port, model_argv, python, wait_gone
-from daemons import connect, daemon, eventually, fetch
+from daemons import connect, daemon, eventually, fetch, running
 from trio.testing import wait_all_tasks_blocked
 
 from trioswap import guard, output, process, proctree, spawning
@@ -976,6 +976,24 @@ async def test_behind_a_daemon_a_stalled_server_is_replaced():
         assert second.status == 200
         assert second.text != first
         assert not alive(int(first))
+
+
+async def test_behind_a_daemon_who_is_served_by_one_that_cannot_be_ended_is_told():
+    """It hangs, keeps the connection and must not be killed: nobody waits for an answer that will never come."""
+    _, table = hosted(never_kill=True, stop_signal="SIGUSR2", unload_timeout=0)  # it stays
+    async with daemon({"a": table}) as served:
+        pid = int((await fetch(served.port, "GET", "/upstream/a/")).text)
+        try:
+            answer = await fetch(served.port, "GET", "/upstream/a/stall")
+        finally:
+            os.kill(pid, signal.SIGKILL)
+        assert answer.status == 503
+        assert "its process did not end and must not get SIGKILL (never_kill)" in answer.text
+
+        async def gone() -> bool:
+            return not await running(served.port)
+
+        await eventually(gone)
 
 
 async def test_behind_a_daemon_an_idle_server_that_has_gone_deaf_is_replaced():

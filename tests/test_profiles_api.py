@@ -338,6 +338,19 @@ async def test_a_stream_that_has_comments_only_is_cancelled():
             assert (await client.rest()).endswith(sse.error_event(sse.Dialect.CHAT, Cancelled()))
 
 
+async def test_a_stream_is_cancelled_by_its_request_id():
+    """The one that its answer, the log and the queue show."""
+    async with daemon({"a": scripted()}) as served, await connect(served.port) as client:
+        await client.ask("POST", CHAT, chat("a", stream=True, chunks=100_000, chunk_delay=0.001))
+        with trio.fail_after(PATIENCE):
+            ident = dict((await client.head()).headers)[b"x-request-id"].decode()
+            answer = await fetch(served.port, "POST", f"/api/inflight/{ident}/cancel")
+            assert (answer.status, answer.json()) == (200, {"msg": "ok"})
+            assert (await client.rest()).endswith(sse.error_event(sse.Dialect.CHAT, Cancelled()))
+            assert await wait_under_way(served.port, 0) == []
+        assert (await fetch(served.port, "POST", f"/api/inflight/{ident}/cancel")).status == 404
+
+
 async def test_a_whole_answer_that_has_begun_is_cancelled():
     """There is no place in it for an error: it breaks off, and does not look complete."""
     async with by_hand() as server, daemon({"a": server}) as served, await connect(served.port) as client:

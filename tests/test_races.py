@@ -19,7 +19,13 @@ import attrs
 import pytest
 import trio
 from fakes import Script, make_group
-from sim_mutants import token_given_back_early
+from sim_mutants import (
+    budget_not_asked,
+    lease_dropped_early,
+    leaver_stays_in_line,
+    token_given_back_early,
+    tracker_forgets,
+)
 from trio.testing import MockClock
 
 from trioswap import lent
@@ -28,7 +34,6 @@ from trioswap.devices import RAM
 from trioswap.errors import ModelError, ModelStuck, ShuttingDown
 from trioswap.footprints import Footprints, Wish
 from trioswap.group import SwapGroup
-from trioswap.inflight import InFlight
 from trioswap.lifecycle import OCCUPIED, State
 from trioswap.messages import Ended
 from trioswap.residency import NOTHING, Holding
@@ -327,24 +332,6 @@ def test_a_seed_replays():
 # ---- seeded bugs of the shell ------------------------------------------------------------------
 
 
-def tracker_forgets(monkeypatch) -> None:
-    """A grant is not counted in the in-flight tracker."""
-    monkeypatch.setattr(InFlight, "enter", lambda self, attempt, ticket, entry: None)
-
-
-def scheduler_forgets(monkeypatch) -> None:
-    """A grant is not counted in the scheduler, so a swap may come between."""
-    original = Scheduler._grant_all
-
-    def grant_all(self, model):
-        original(self, model)
-        for ticket in list(model.leases):
-            model.end_lease(ticket)
-            del self._where[ticket]
-
-    monkeypatch.setattr(Scheduler, "_grant_all", grant_all)
-
-
 def swap_does_not_wait_for_the_end(monkeypatch) -> None:
     """The scheduler is told that the victims have ended while they are still being stopped."""
     original = SwapGroup._swap
@@ -355,24 +342,6 @@ def swap_does_not_wait_for_the_end(monkeypatch) -> None:
         await original(self, swap, victims)
 
     monkeypatch.setattr(SwapGroup, "_swap", hasty)
-
-
-def leaver_stays(monkeypatch) -> None:
-    """A client that leaves the queue is not taken out of it."""
-    original = Scheduler._left
-
-    def left(self, ticket, *, served):
-        model = self._where.get(ticket)
-        if model is None or ticket in model.leases:
-            original(self, ticket, served=served)
-
-    monkeypatch.setattr(Scheduler, "_left", left)
-
-
-def budget_is_not_asked(monkeypatch) -> None:
-    """Whoever comes gets the room it needs, whatever others hold."""
-    original = Budget.place
-    monkeypatch.setattr(Budget, "place", lambda self, target, resident: original(self, target, {}))
 
 
 def room_is_free_before_it_is(monkeypatch) -> None:
@@ -417,10 +386,10 @@ def lender_forgets(monkeypatch) -> None:
 
 BUGS = {
     tracker_forgets: "the scheduler counts what the tracker counts",
-    scheduler_forgets: "the scheduler counts what the tracker counts",
+    lease_dropped_early: "the scheduler counts what the tracker counts",
     swap_does_not_wait_for_the_end: "stopped means gone",
-    leaver_stays: "nobody who left is remembered",
-    budget_is_not_asked: "what is reserved fits",
+    leaver_stays_in_line: "nobody who left is remembered",
+    budget_not_asked: "what is reserved fits",
     room_is_free_before_it_is: "what is reserved fits",
     token_given_back_early: "a process holds its token",
     shutdown_rejects_nobody: "nothing starts after shutdown",

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from trioswap import daemon, process
-from trioswap.config import load, schema
+from trioswap import daemon, guardian
+from trioswap.config import load
+from trioswap.selfcheck import limits_of
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -78,8 +79,8 @@ def test_links_lead_somewhere(name):
 
 def test_the_unit_waits_long_enough():
     """systemd's patience is longer than the longest clean stop with default settings."""
-    stop = schema.UNLOAD_DRAIN_TIMEOUT + schema.UNLOAD_TIMEOUT
-    stop += process.KILL_WAIT + process.PORT_WAIT + daemon.CONNECTION_GRACE
+    [model] = load(ROOT / "configs" / "minimal.toml").models.values()
+    stop = limits_of(model).stop + daemon.CONNECTION_GRACE + guardian.END_WAIT
 
     assert int(re.search(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(), re.MULTILINE)[1]) > stop
 

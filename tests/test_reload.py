@@ -313,6 +313,39 @@ async def test_what_is_looked_up_changes_at_once(tmp_path):
         assert (await fetch(daemon.port, "GET", "/running", b"", ("x-api-key", "secret"))).status == 200
 
 
+def noting(path: Path, word: str) -> dict[str, list[str]]:
+    """Hooks around the stop that write *word* and their names to a file."""
+    return {name: ["sh", "-c", f"echo {word} {name} >> {path}"] for name in ("before_stop", "after_stop")}
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_hooks_of_a_server_that_runs(tmp_path, before):
+    """It is stopped with the new ones, whether it was started with others or with none."""
+    model, said = scripted(), tmp_path / "said"
+    async with reloading(tmp_path, {"a": changed(model, hooks=noting(said, "old")) if before else model}) as daemon:
+        pid = await daemon.pid("a")
+        new = changed(model, hooks=noting(said, "new"))
+        assert (await daemon.reload({"a": new}))["updated"] == {"a": ["hooks"]}
+        assert await daemon.pid("a") == pid
+        await fetch(daemon.port, "POST", "/api/models/unload/a")
+        assert said.read_text().splitlines() == ["new before_stop", "new after_stop"]
+
+        await daemon.pid("a")
+        await daemon.reload({"a": model})
+        await fetch(daemon.port, "POST", "/api/models/unload/a")
+        assert len(said.read_text().splitlines()) == 2
+
+
+async def test_the_time_that_hooks_of_a_server_that_runs_have(tmp_path, caplog):
+    """Theirs is the new `hook_timeout`, too."""
+    model = scripted(hooks={"before_stop": ["sleep", "20"]}, hook_timeout=30)
+    async with reloading(tmp_path, {"a": model}) as daemon:
+        await daemon.pid("a")
+        await daemon.reload({"a": changed(model, hook_timeout=0.1)})
+        await fetch(daemon.port, "POST", "/api/models/unload/a")
+        assert "hook before_stop did not end within 0.1 s (hook_timeout)" in caplog.text
+
+
 # ---- what goes wrong -------------------------------------------------------------------------------
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import socket
+import ssl
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import trio
+import trustme
 from clocks import guarded, passes
 from commands import daemon as command
 from commands import trioswap
 from daemons import scripted, write_config
+from origins import Server, closing_after, server_context
 from trio.testing import wait_all_tasks_blocked
 
 from trioswap.errors import DaemonRefused, DaemonUnreachable, Misuse
-from trioswap.remote import Prober, daemon_client
+from trioswap.remote import Prober, daemon_client, memory_loan
 
 GUARD = 30  # seconds; only a hang gets there
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -245,3 +250,59 @@ def test_certificates_of_ones_own(tmp_path, monkeypatch):
     words = r"TRIOSWAP_CA_FILE: .*ca\.pem holds no certificates"
     with pytest.raises(Misuse, match=words), daemon_client("https://127.0.0.1:1", None):
         pytest.fail("it is asked")
+
+
+async def test_whom_the_system_trusts_and_certificates_of_ones_own(tmp_path, monkeypatch):
+    """Both, not the one in place of the other."""
+    system, own = trustme.CA(), trustme.CA()
+    for name, authority in (("SSL_CERT_FILE", system), ("TRIOSWAP_CA_FILE", own)):
+        authority.cert_pem.write_to_path(tmp_path / name)
+        monkeypatch.setenv(name, str(tmp_path / name))
+
+    with trio.fail_after(GUARD):
+        async with trio.open_nursery() as nursery:
+            for authority in (system, own):
+                server = await Server(closing_after(OK), server_context(authority)).start(nursery)
+                await trio.to_thread.run_sync(ask, server.url)
+            nursery.cancel_scope.cancel()
+
+
+def ask(url: str) -> None:
+    """As the commands do."""
+    with daemon_client(url, None) as client:
+        client.get("/running")
+
+
+def borrow(url: str) -> None:
+    """As `trioswap hold` does."""
+
+    async def run() -> None:
+        async with memory_loan(url, None, {}):
+            pytest.fail("there is no memory")
+
+    trio.run(run)
+
+
+REFUSED = "certificate verify failed: .*; TRIOSWAP_CA_FILE can name"
+PLAIN = "TLS failed: wrong version number; is it http:// rather than https://"
+
+
+@pytest.mark.parametrize("how", [ask, borrow])
+@pytest.mark.parametrize(("speaks_tls", "words"), [(True, REFUSED), (False, PLAIN)])
+def test_tls_that_fails_is_told_in_openssl_s_words(how, speaks_tls, words):
+    """And with what helps: its errors have numbers of their own, of which 1 is no EPERM."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+
+    def serve() -> None:
+        with suppress(OSError), server.accept()[0] as end:
+            if speaks_tls:
+                context.wrap_socket(end, server_side=True)
+            else:
+                end.recv(1000)
+                end.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        Thread(target=serve, daemon=True).start()
+        with pytest.raises(DaemonUnreachable, match=words):
+            how(f"https://127.0.0.1:{server.getsockname()[1]}")

@@ -6,8 +6,10 @@ import errno
 import os
 import tempfile
 import threading
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from hypothesis import given, settings
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from trioswap import spool
 from trioswap.errors import StorageFull
-from trioswap.spool import GATHER, MEMORY_LIMIT, Spool
+from trioswap.spool import CALLS, GATHER, MEMORY_LIMIT, Spool
 
 PATIENCE = 30  # seconds; only a hang gets there
 LARGE = bytes(range(256)) * (MEMORY_LIMIT // 64)  # four times what stays in memory
@@ -189,40 +191,112 @@ async def test_a_part_of_a_large_body_is_replaced(where):
 # ---- cancelled, broken ----
 
 
-async def test_a_cancelled_write_or_read_loses_nothing(where):
-    """Cancelled at each of their checkpoints, a write keeps its data and a read can be done again."""
-    with Spool() as body:
-        for start in range(0, len(LARGE), GATHER):
-            with trio.CancelScope() as scope:  # the one over the limit goes to a thread, and is cancelled there
-                scope.cancel(reason="test")
-                await body.write(LARGE[start : start + GATHER])
-        assert body.size == len(LARGE)
-        await body.write(b"!")
+@attrs.frozen
+class Hanging:
+    """A system call that does not return before it is let go; then it does what it should."""
+
+    real: Callable[..., object]
+    token: trio.lowlevel.TrioToken = attrs.field(factory=trio.lowlevel.current_trio_token)
+    begun: trio.Event = attrs.field(factory=trio.Event)
+    go_on: threading.Event = attrs.field(factory=threading.Event)
+    returned: list[object] = attrs.field(factory=list)
+
+    def __call__(self, *args, **options):
+        self.token.run_sync_soon(self.begun.set)
+        assert self.go_on.wait(PATIENCE)
+        self.returned.append(self.real(*args, **options))
+        return self.returned[-1]
+
+    async def cancelled(self, call: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Cancel a *call* that hangs here."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(call, *args)
+            await self.begun.wait()
+            nursery.cancel_scope.cancel(reason="test")
+        assert not self.returned
+
+
+@pytest.fixture
+async def hang(where, monkeypatch):
+    """Makes a function of a module hang."""
+    hanging = []
+
+    def make(module, name):
+        hanging.append(Hanging(getattr(module, name)))
+        monkeypatch.setattr(module, name, hanging[-1])
+        return hanging[-1]
+
+    yield make
+    for each in hanging:
+        each.go_on.set()
+
+
+async def test_a_cancelled_write_does_not_wait_for_the_disk(where, hang, monkeypatch):
+    """The call goes on by itself, and its file is not closed under it: the number would be another file's."""
+    closers, disk, body = [], hang(os, "pwrite"), Spool()
+
+    def in_thread(function, deliver):
+        closers.append(threading.Thread(target=function))
+        closers[-1].start()
+
+    monkeypatch.setattr(trio.lowlevel, "start_thread_soon", in_thread)
+    await disk.cancelled(body.write, LARGE)
+    body.close()
+    closers[0].join(0.05)  # if it did not wait, it would have ended by then
+    assert len(files(where)) == 1
+
+    disk.go_on.set()
+    closers[0].join(PATIENCE)
+    assert disk.returned == [len(LARGE)]
+    assert files(where) == []
+
+
+async def test_a_file_that_is_made_too_late_is_closed(where, hang):
+    """Its body was given back while the disk made it."""
+    disk, body = hang(tempfile, "TemporaryFile"), Spool()
+    await disk.cancelled(body.write, LARGE)
+    body.close()
+    assert files(where) == []
+
+    disk.go_on.set()
+    while not disk.returned or not disk.returned[0].closed:  # noqa: ASYNC110 - a thread does it
+        await trio.sleep(0.001)
+
+
+async def test_a_cancelled_read_can_be_done_again(where, hang):
+    """Whether the disk had begun with it or not."""
+    with await filled(LARGE) as body:
         with trio.CancelScope() as scope:
             scope.cancel(reason="test")
             await body.read(0, 10)
         assert scope.cancelled_caught
-        assert await body.read(0, body.size) == LARGE + b"!"
+
+        disk = hang(os, "pread")
+        await disk.cancelled(body.read, 0, 10)
+        disk.go_on.set()
+        assert await body.read(0, body.size) == LARGE
 
 
-async def test_a_call_that_has_begun_is_waited_for(where, monkeypatch):
-    """A cancellation in the middle of a system call comes after it; the file is not closed under it."""
-    begun, go_on, real = trio.Event(), threading.Event(), os.pwrite
-
-    def slow(fd, data, offset):
-        trio.from_thread.run_sync(begun.set)
-        assert go_on.wait(PATIENCE)
-        return real(fd, data, offset)
-
-    monkeypatch.setattr(os, "pwrite", slow)
-    body = Spool()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(body.write, LARGE)
-        await begun.wait()
-        nursery.cancel_scope.cancel(reason="test")
-        go_on.set()
-    assert await body.read(0, len(LARGE)) == LARGE
+async def test_nothing_is_read_from_a_body_that_was_given_back(where):
+    """A call may get its thread when nobody waits for it any more."""
+    body = await filled(LARGE)
     body.close()
+    with pytest.raises(OSError, match="given back"):
+        await body.read(0, 10)
+
+
+async def test_a_disk_that_does_not_answer_takes_no_thread_from_others(where, hang):
+    """Not even when more bodies are written than calls may be under way."""
+    trio.to_thread.current_default_thread_limiter().total_tokens = 1
+    disk, bodies = hang(os, "pwrite"), [Spool() for _ in range(CALLS + 1)]
+    async with trio.open_nursery() as nursery:
+        for body in bodies:
+            nursery.start_soon(body.write, LARGE)
+        await disk.begun.wait()
+        assert await trio.to_thread.run_sync(int) == 0
+        nursery.cancel_scope.cancel(reason="test")
+    for body in bodies:
+        body.close()
 
 
 async def test_a_full_disk_is_a_clear_error(where, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import socketserver
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -395,6 +396,13 @@ def test_other_streams_fail_in_the_openai_package_too(sayer):
 def test_comments(progress, line):
     """One line that says how things stand, names in quotes where they need them."""
     assert comment(progress) == line + b"\n\n"
+
+
+def test_the_documented_comment_is_a_real_one():
+    """docs/http.md shows what comes after the first heartbeat, to the letter."""
+    line = comment(Progress("qwen", "loading", place=1, waited=5.0, estimate=13.4)).decode().strip()
+
+    assert f"`{line}`" in (Path(__file__).parent.parent / "docs" / "http.md").read_text()
 
 
 names = st.text(st.characters(exclude_categories=()))

@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import resource
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import attrs
 import pytest
 import trio
+import trio.testing
+from children import PATIENCE
+from commands import daemon
+from daemons import chat, fetch, scripted, write_config
 from fakes import spec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trioswap import state
 from trioswap.config import Config
 from trioswap.footprints import Footprints, Wish
 from trioswap.learning import Costs
@@ -348,7 +356,7 @@ def test_a_file_is_written_whole_or_not_at_all(path, caplog):
 async def test_it_is_saved_now_and_then_and_at_the_end(path, autojump_clock, monkeypatch):
     """Every minute what is new, and when it is cancelled what has come since."""
 
-    async def inline(function, *arguments):
+    async def inline(function, *arguments, **_):
         # The clock would jump while a thread writes.
         await trio.lowlevel.checkpoint()
         return function(*arguments)
@@ -377,7 +385,7 @@ async def test_without_a_thread_it_is_saved_later(path, autojump_clock, monkeypa
     """The machine may have no thread left (RLIMIT_NPROC): that ends nobody, and is said once."""
     threads = 0
 
-    async def scarce(function, *arguments):
+    async def scarce(function, *arguments, **_):
         await trio.lowlevel.checkpoint()
         if not threads:
             raise RuntimeError("can't start new thread")
@@ -397,6 +405,103 @@ async def test_without_a_thread_it_is_saved_later(path, autojump_clock, monkeypa
         await trio.sleep(SAVE_EVERY)
         assert books(path).load("a") == 7.5
         nursery.cancel_scope.cancel()
+
+
+# ---- a file system that does not answer ---------------------------------------------------------
+
+
+async def test_a_daemon_ends_whatever_its_state_directory_does(tmp_path):
+    """A FIFO that nobody reads stands for it: who opens it to write waits for ever."""
+    path = write_config(tmp_path, {"a": scripted()}, state_dir=str(tmp_path / "state"))
+    async with daemon("serve", "-c", path) as served:
+        assert (await fetch(served.port, "POST", "/v1/chat/completions", chat("a"))).status == 200
+        os.mkfifo(tmp_path / "state" / f"{FILE}.{served.process.pid}")
+
+        assert await served.stop() == 0
+
+
+@attrs.frozen
+class Disk:
+    """A disk that takes its time with the first file that takes the place of another."""
+
+    begun: threading.Event = attrs.field(factory=threading.Event)
+    go_on: threading.Event = attrs.field(factory=threading.Event)
+    replace: Callable[[Path, Path], Path] = Path.replace
+
+    def __call__(self, fresh: Path, path: Path) -> Path:
+        if not self.begun.is_set():
+            self.begun.set()
+            assert self.go_on.wait(PATIENCE)
+        return self.replace(fresh, path)
+
+
+@pytest.fixture
+def disk(monkeypatch) -> Iterator[Disk]:
+    disk = Disk()
+
+    def replace(fresh: Path, path: Path) -> Path:
+        return disk(fresh, path)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    yield disk
+    disk.go_on.set()
+
+
+@pytest.mark.parametrize("every", [SAVE_EVERY, 0.0])
+async def test_a_write_is_not_waited_for_beyond_the_end(path, disk, caplog, monkeypatch, every):
+    """Not for the last one, nor for one that hangs since long before; what that costs is said."""
+    monkeypatch.setattr(state, "SAVE_EVERY", every)
+    monkeypatch.setattr(state, "LAST_SAVE", 0.01)
+    learned = books(path)
+    learned.learn("a", 7.5, GIB)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(learned.state.run)
+            while not every and not disk.begun.is_set():
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+    assert not path.exists()
+    assert "what was learned cannot be kept: it could not be written within 0.01 s" in caplog.text
+
+
+async def test_a_slow_write_and_the_last_one_are_not_mixed(path, disk, caplog, monkeypatch):
+    """They write to the same file, so the last begins when the other has ended."""
+    monkeypatch.setattr(state, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(state, "LAST_SAVE", PATIENCE)
+    learned = books(path)
+    learned.learn("a", 7.5, GIB)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(learned.state.run)
+            while not disk.begun.is_set():
+                await trio.lowlevel.checkpoint()
+            learned.learn("b", 2.0, GIB)
+            nursery.cancel_scope.cancel()
+            with trio.move_on_after(0.05, shield=True):  # if it did not wait, it would be written by then
+                while not path.exists():
+                    await trio.lowlevel.checkpoint()
+            disk.go_on.set()
+
+    assert books(path).load("b") == 2.0
+    assert list(path.parent.iterdir()) == [path]
+    assert not caplog.records
+
+
+async def test_what_others_have_left_to_hang_does_not_prevent_it(path):
+    """All of Trio's own threads may wait for another disk."""
+    go_on = threading.Event()
+    trio.to_thread.current_default_thread_limiter().total_tokens = 1
+    learned = books(path)
+    learned.learn("a", 7.5, GIB)
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(trio.to_thread.run_sync, go_on.wait, PATIENCE, abandon_on_cancel=True))
+            nursery.start_soon(learned.state.run)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    go_on.set()
+    assert books(path).load("a") == 7.5
 
 
 # ---- where -----------------------------------------------------------------------------------

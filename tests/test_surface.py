@@ -1080,6 +1080,13 @@ async def test_a_client_may_prefer_to_be_told(path):
             assert answer.status == 200
 
 
+async def test_whoever_is_refused_when_it_is_told_that_it_waits():
+    """Both in one moment: either is the answer."""
+    async with daemon({"a": scripted("--exit-at-start", 7)}) as served:
+        for _ in range(100):
+            assert (await fetch(served.port, "POST", CHAT, chat("a"), ("prefer", "wait=0"))).status == 503
+
+
 async def test_comments_show_that_somebody_is_at_work():
     """A stream begins before its model is there; comments in it, as many as it takes, then what the model says."""
     async with daemon({"a": scripted("--ready-delay", 0.5)}, heartbeat=0.05) as served:

@@ -12,13 +12,13 @@ from trioswap.errors import Cancelled, NoSuchRequest
 from trioswap.tracker import Tracked, Tracker
 
 
-def exchange() -> Exchange:
+def exchange(request_id: str = "req_0") -> Exchange:
     """A request that nobody sent."""
 
     async def nobody(*_: object) -> dict[str, object]:
         raise AssertionError("nothing is read or said")
 
-    return Exchange({"type": "http", "headers": []}, "req_1", nobody, nobody)
+    return Exchange({"type": "http", "headers": []}, request_id, nobody, nobody)
 
 
 async def test_requests_are_numbered_and_listed():
@@ -87,6 +87,17 @@ async def test_cancelling_ends_one_request():
                 tracker.cancel("2")
             tracker.cancel("1")
             tracker.cancel("3")
+
+
+async def test_a_request_is_cancelled_by_its_request_id():
+    """That one; an id of nobody, or a part of one, is none."""
+    tracker = Tracker()
+    with tracker.track(exchange("req_1"), "/") as first, tracker.track(exchange("req_2"), "/") as second:
+        for name in ("req_3", "req_", "1req", ""):
+            with pytest.raises(NoSuchRequest):
+                tracker.cancel(name)
+        tracker.cancel("req_2")
+        assert (first.failure, type(second.failure)) == (None, Cancelled)
 
 
 async def test_cancelling_ends_only_what_is_cancellable():

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import select
 import socket
-from functools import partial
 from pathlib import Path
 
 import attrs
 import pytest
 import trio
 from clocks import guarded, passes
+from origins import CHUNKED, GUARD, HUGE, OK, Server, ask, closing_after, saying
 from serving import until
 from trio.testing import wait_all_tasks_blocked
 
@@ -21,70 +21,6 @@ from trioswap.errors import BadRequest, UpstreamFailed, UpstreamTimedOut
 from trioswap.spool import Spool
 from trioswap.upstream import Upstream, end_to_end
 
-GUARD = 30  # seconds; only a hang gets there
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-HUGE = b"x" * (32 * 2**20)  # more than all socket buffers between us and a server hold
-
-
-class Peer:
-    """The server's end of one connection."""
-
-    def __init__(self, number, stream):
-        self.number, self.stream = number, stream
-
-    async def request(self):
-        """One whole request, as it came; b"" when the client closed."""
-        data = b""
-        while b"\r\n\r\n" not in data:
-            more = await self.stream.receive_some()
-            if not more:
-                assert data == b"", "closed in the middle of a head"
-                return b""
-            data += more
-        head, _, body = data.partition(b"\r\n\r\n")
-        for line in head.lower().split(b"\r\n"):
-            if line.startswith(b"content-length:"):
-                while len(body) < int(line.split(b":")[1]):
-                    body += await self.stream.receive_some()
-        return head + b"\r\n\r\n" + body
-
-    async def head(self):
-        """The first bytes of a request; the rest stays unread."""
-        return await self.stream.receive_some(10)
-
-    async def say(self, data):
-        await self.stream.send_all(data)
-
-    async def gone(self):
-        """Return when the client has closed its end, whatever it sent before."""
-        try:
-            while await self.stream.receive_some():
-                pass
-        except trio.BrokenResourceError:  # closed with bytes unread: a reset
-            pass
-
-    def reset(self):
-        """Close so that the client sees "connection reset"."""
-        self.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        self.stream.socket.close()
-
-
-class Server:
-    """A model server that does on each connection what a test says."""
-
-    def __init__(self, script):
-        self.script, self.connections, self.requests = script, 0, []
-
-    async def start(self, nursery):
-        listeners = await nursery.start(partial(trio.serve_tcp, self._serve, 0, host="127.0.0.1"))
-        self.port = listeners[0].socket.getsockname()[1]
-
-    async def _serve(self, stream):
-        peer = Peer(self.connections, stream)
-        self.connections += 1
-        await self.script(peer)
-
 
 @pytest.fixture
 async def serve(nursery):
@@ -92,43 +28,14 @@ async def serve(nursery):
     made = []
 
     async def start(script, base="", **timeouts):
-        server = Server(script)
-        await server.start(nursery)
-        made.append(Upstream("m", f"http://127.0.0.1:{server.port}{base}", TimeoutConfig(**timeouts)))
+        server = await Server(script).start(nursery)
+        made.append(Upstream("m", server.url + base, TimeoutConfig(**timeouts)))
         return server, made[-1]
 
     with guarded():
         yield start
     for up in made:
         up.close()
-
-
-def saying(*answers):
-    """A script: to each request on a connection the next of *answers*, then wait for the client to close."""
-
-    async def script(peer):
-        for answer in answers:
-            await peer.request()
-            await peer.say(answer)
-        await peer.gone()
-
-    return script
-
-
-def closing_after(answer):
-    """A script: one answer, then the end of the connection."""
-
-    async def script(peer):
-        await peer.request()
-        await peer.say(answer)
-
-    return script
-
-
-async def ask(up, method="GET", target=b"/", headers=(), body=b""):
-    """One whole exchange: status, headers, body."""
-    async with up.request(method, target, headers, body) as response:
-        return response.status, response.headers, b"".join([chunk async for chunk in response.chunks()])
 
 
 def open_files():
@@ -187,13 +94,6 @@ async def test_fields_of_the_client_s_connection_stay_behind(serve):
     assert lines == [b"POST / HTTP/1.1", b"host: 127.0.0.1:PORT", b"Authorization: Bearer x", b"content-length: 2"]
 
 
-@pytest.mark.parametrize(("method", "expected"), [("POST", True), ("PUT", True), ("PATCH", True), ("GET", False)])
-async def test_an_empty_body_has_a_length_where_one_is_expected(serve, method, expected):
-    """POST, PUT and PATCH without a body say so; GET says nothing."""
-    lines, _ = await seen(serve, method, b"/")
-    assert (b"content-length: 0" in lines) is expected
-
-
 @pytest.mark.parametrize(
     ("base", "target", "expected"),
     [
@@ -249,12 +149,6 @@ async def test_fields_of_the_server_s_connection_stay_behind(serve):
     _, up = await serve(saying(answer))
     assert await ask(up) == (201, [(b"set-cookie", b"a"), (b"set-cookie", b"b")], b"")
     assert up.idle == 0
-
-
-async def test_interim_answers_are_skipped(serve):
-    """100 and 103 are not the answer."""
-    _, up = await serve(saying(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + OK))
-    assert await ask(up) == (200, [(b"content-length", b"2")], b"ok")
 
 
 async def test_a_head_may_come_in_single_bytes(serve):
@@ -338,17 +232,6 @@ async def test_a_long_head_is_legal(serve):
     assert body == b"ok"
 
 
-async def test_a_body_is_read_inside_its_block_only(serve):
-    """Pieces of an answer cannot be taken from the next request on the same connection."""
-    _, up = await serve(saying(OK, OK))
-    async with up.request("GET", b"/", [], b"") as response:
-        pieces = response.chunks()
-        assert await anext(pieces) == b"ok"
-    async with up.request("GET", b"/", [], b""):
-        with pytest.raises(AssertionError, match="inside the block"):
-            await anext(pieces)
-
-
 # ---- what goes wrong ----
 
 
@@ -403,25 +286,6 @@ async def test_garbage_between_chunks_is_an_error(serve):
     _, up = await serve(saying(CHUNKED + b"not a length\r\n"))
     with pytest.raises(UpstreamFailed, match="illegal chunk header"):
         await ask(up)
-
-
-async def test_a_reset_is_an_error_in_its_own_words(serve):
-    """A reset in the middle of a body says what happened."""
-    more = trio.Event()
-
-    async def script(peer):
-        await peer.request()
-        await peer.say(CHUNKED + b"4\r\nhalf\r\n")
-        await more.wait()
-        peer.reset()
-
-    _, up = await serve(script)
-    async with up.request("GET", b"/", [], b"") as response:
-        pieces = response.chunks()
-        assert await anext(pieces) == b"half"
-        more.set()
-        with pytest.raises(UpstreamFailed, match="connection reset by peer"):
-            await anext(pieces)
 
 
 async def test_nobody_listens():

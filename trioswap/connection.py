@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import ssl
 from collections import deque
 from collections.abc import Iterator
 from typing import Final
@@ -33,7 +34,7 @@ _TCP_CLOSE: Final = 7
 
 
 def reason(exc: BaseException) -> str:
-    """What the operating system said, in small letters: "connection refused".
+    """What the operating system said, or OpenSSL, in small letters: "connection refused".
 
     Trio wraps the failures of all addresses of a name into one group, and httpx
     wraps that again (its pool even cuts the chain of causes), so this looks for the
@@ -42,8 +43,26 @@ def reason(exc: BaseException) -> str:
     return ", ".join(dict.fromkeys(_os_errors(exc))) or str(exc) or type(exc).__name__
 
 
+def tls_reason(exc: BaseException) -> str | None:
+    """What OpenSSL said of *exc*, or of what caused it, in small letters; None: it said nothing."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, ssl.SSLError):
+            return _openssl(cause)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _openssl(exc: ssl.SSLError) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {exc.verify_message}"
+    return (exc.reason or str(exc)).replace("_", " ").lower()
+
+
 def _os_errors(exc: BaseException) -> Iterator[str]:
-    if isinstance(exc, OSError) and exc.errno is not None:
+    if isinstance(exc, ssl.SSLError):  # an OSError, but its number is OpenSSL's: 1 is no EPERM
+        yield _openssl(exc)
+    elif isinstance(exc, OSError) and exc.errno is not None:
         # socket.gaierror numbers names that cannot be looked up in a range of its own.
         yield (os.strerror(exc.errno) if exc.errno in errno.errorcode else str(exc.strerror)).lower()
     elif isinstance(exc, BaseExceptionGroup):

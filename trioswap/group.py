@@ -115,7 +115,9 @@ class SwapGroup:
         and *weight* says how fast the waiting counts.  Whoever looks sees it as *label*.
 
         Raises:
-            StartFailed, ModelUnloaded, ModelStuck, ShuttingDown: what the scheduler rejected it with.
+            StartFailed, ModelCrashed, NothingLeftToStart, ModelUnloaded, ModelRemoved, ModelStuck, DoesNotFit,
+                MemoryTaken, MemoryLent, ShuttingDown: what the scheduler rejected it with.
+            SchedulerBroke, WaitTooLong: it was given up while it waited.
             LeaseCut: the model was taken away inside the block.
         """
         ticket, answer, served = next(self.desk.tickets), Answer(model), False
@@ -378,6 +380,8 @@ class SwapGroup:
         run.stuck = True
         run.over.set()
         self._tell(run.spec.name, GotStuck(run.spec.name, run.attempt))
+        # Who is dead breaks the connections to it; this one keeps them, and would never answer.
+        self.inflight.cut(run.attempt, f"its process did not end and {why}")
         with run.quarantine:
             await process.wait_gone()
 

@@ -26,6 +26,16 @@ from trioswap import guard, proctree
 logger = logging.getLogger(__name__)
 
 PROGRAM: Final = Path(guard.__file__).absolute()
+# Imported, because Python keeps compiled what is, which saves a megabyte.  Ended without `threading`, which would take
+# the thread that has imported it first, for a stop command, for the main one.
+_LOAD: Final = """
+import os, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import guard
+del sys.path[0]
+guard.main(sys.argv[2])
+os._exit(0)
+"""
 # Seconds until a guardian that died is replaced: at first, and when the next ones die too.
 RESTART_MIN: Final = 0.1
 RESTART_MAX: Final = 60.0
@@ -60,6 +70,11 @@ class _Nobody:
 
 
 NOBODY: Final[Watcher] = _Nobody()
+
+
+def command(instance: str) -> list[str]:
+    """The command of the program, for *instance*."""
+    return [sys.executable, "-I", "-S", "-B", "-c", _LOAD, str(PROGRAM), instance]
 
 
 @asynccontextmanager
@@ -137,7 +152,7 @@ class Guardian:
     async def _start(self) -> trio.Process | None:
         try:
             program = await trio.lowlevel.open_process(
-                [sys.executable, "-I", "-S", str(PROGRAM), self.instance],
+                command(self.instance),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,

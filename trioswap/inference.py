@@ -64,7 +64,11 @@ async def upstream_route(exchange: Exchange, services: Services) -> None:
 
 
 async def comfyui_route(exchange: Exchange, services: Services) -> None:
-    """Any method on /comfyui/...: the model of that name, which only `/comfyui/` itself starts."""
+    """Any method on /comfyui/...: the model of that name, which only `/comfyui/` itself starts.
+
+    Raises:
+        NotLoaded: another page is asked for, and the model is not ready.
+    """
     model = services.routing.model(COMFYUI)
     with ExitStack() as stack:
         route = stack.enter_context(services.routing.route(model, exchange.key))

@@ -51,7 +51,7 @@ class Journal:
                 self._keep("stop", model, attempt, reason, cause)
             case Start(model, attempt, holding):
                 room = f"; it may use {amounts(holding)}" if holding else ""
-                self._keep("start", model, attempt, f"somebody asks for it{room}")
+                self._keep("start", model, attempt, f"it is wanted{room}")
             case Reject(ticket, error):
                 logger.info("reject ticket=%d error=%s", ticket, error)
             case _:

@@ -1,6 +1,6 @@
 """How a line of the log tells the time: Go's named layouts, as llama-swap offers them (surface reference 2.8).
 
-The names are those of `config.schema.TIME_OTHERS`; what is not given here is our own, for
+The names are those of `config.schema.TIME_FORMATS`; what is not given here is our own, for
 files that say nothing.
 """
 

@@ -107,7 +107,7 @@ class ModelProcess:
     """One attempt at running the server of one model."""
 
     def __init__(self, spec: ModelConfig, marker: str, logs: Logs, prober: Prober, guardian: Watcher = NOBODY) -> None:
-        self.spec = spec
+        self._commands = Commands(spec, marker, logs)
         self.marker = marker
         self.stuck = False
         self._prober = prober
@@ -115,7 +115,6 @@ class ModelProcess:
         self._port = Port.of(spec)
         self._family = Family(marker)
         self._output = Output(spec.name, logs)
-        self._commands = Commands(spec, marker, logs)
         self._shortage: str | None = None  # what we had run out of when it was to be spawned
         self._is_serving = False  # it was reported to be ready, and has not died since
         self._computed = 0  # clock ticks of its whole tree, when they were counted last
@@ -123,6 +122,15 @@ class ModelProcess:
     def __repr__(self) -> str:
         """Name, pid and marker."""
         return f"<ModelProcess {self.spec.name} pid={self.pid} {self.marker}{' stuck' if self.stuck else ''}>"
+
+    @property
+    def spec(self) -> ModelConfig:
+        """What it is run with; the one that its commands have, so that another takes the place of both."""
+        return self._commands.spec
+
+    @spec.setter
+    def spec(self, spec: ModelConfig) -> None:
+        self._commands.spec = spec
 
     @property
     def pid(self) -> int | None:

@@ -144,12 +144,13 @@ class _Relay:
 
     async def run(self) -> None:
         hand, take = trio.open_memory_channel[Piece](HAND_OVER)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read, hand)
-            if self.manner.closing is not None:
-                nursery.start_soon(self._end_when_closing, self.manner.closing)
-            failure = await self._write(take)
-            nursery.cancel_scope.cancel(reason="answered")
+        with take:  # for as long as the reader is there: what it says when all has been said already does no harm
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, hand)
+                if self.manner.closing is not None:
+                    nursery.start_soon(self._end_when_closing, self.manner.closing)
+                failure = await self._write(take)
+                nursery.cancel_scope.cancel(reason="answered")
         if failure is not None:
             raise failure
 
@@ -202,28 +203,27 @@ class _Relay:
 
     async def _write(self, take: trio.MemoryReceiveChannel[Piece]) -> TrioswapError | None:
         """Returns the error that came before anything was sent."""
-        async with take:
-            match first := await self._first(take):
-                case Head() if self.begun and not first.continues_stream:
-                    await self._explain(first, take)
+        match first := await self._first(take):
+            case Head() if self.begun and not first.continues_stream:
+                await self._explain(first, take)
+                return None
+            case Head():
+                await self._start(first, take)
+            case TrioswapError():
+                return await self._fail(first)
+            case _:
+                raise AssertionError(f"a response begins with its head, not with {first!r}")
+        while True:
+            match await _next(take):
+                case bytes() if self.row.failure is not None:  # a slow client need not have the rest first
+                    return await self._fail(self.row.failure)
+                case bytes() as piece:
+                    await self.exchange.write(piece if self.events is None else self.events.feed(piece))
+                case End():
+                    await self.exchange.finish(b"" if self.events is None else self.events.rest())
                     return None
-                case Head():
-                    await self._start(first, take)
-                case TrioswapError():
-                    return await self._fail(first)
-                case _:
-                    raise AssertionError(f"a response begins with its head, not with {first!r}")
-            while True:
-                match await _next(take):
-                    case bytes() if self.row.failure is not None:  # a slow client need not have the rest first
-                        return await self._fail(self.row.failure)
-                    case bytes() as piece:
-                        await self.exchange.write(piece if self.events is None else self.events.feed(piece))
-                    case End():
-                        await self.exchange.finish(b"" if self.events is None else self.events.rest())
-                        return None
-                    case TrioswapError() as error:
-                        return await self._fail(error)
+                case TrioswapError() as error:
+                    return await self._fail(error)
 
     async def _start(self, head: Head, take: trio.MemoryReceiveChannel[Piece]) -> None:
         if self.text is not None and self.begun:

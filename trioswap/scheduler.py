@@ -353,7 +353,8 @@ class Scheduler(Books):
     def _stop_the_expired(self) -> None:
         for model in list(self._occupied.values()):
             if model.expires <= self._now:
-                self._stop(model, f"idle for {self._now - model.idle_since:.0f} s (ttl)", Cause.ITSELF)
+                idle = f"idle for {self._now - model.idle_since:.0f} s (ttl)"
+                self._stop(model, idle if model.policy.yields else "given back", Cause.ITSELF)  # else it was a loan
 
     def _carry_out(self, plan: Plan) -> None:
         self.plan = plan

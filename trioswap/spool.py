@@ -6,9 +6,10 @@ before its first byte, so that nothing is left behind however the daemon ends.  
 the body from the client, its limit, and sending it on are for others.
 
 Every system call on the file runs in a thread, for a disk may take its time; pieces are
-gathered before, as the way to a thread costs more than copying a small piece.  A call that
-has begun is waited for even when the task is cancelled (it is one piece long): so a
-cancelled write has kept what it was given, and a cancelled read can be done again.
+gathered before, as the way to a thread costs more than copying a small piece.  A disk may
+also not answer at all, so a call that has begun is left to itself when the task is cancelled:
+a cancelled read can be done again, but after a cancelled write the body can only be closed.
+The file is closed when no call is under way, for its number would soon be another file's.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Final, Self
+from typing import IO, Final, Self, TypeVar
 
 import attrs
 import trio
@@ -31,6 +34,11 @@ from trioswap.errors import StorageFull
 MEMORY_LIMIT: Final = 2**20
 # Bytes gathered before they go to the file, 50 times the cost of a call in a thread (about 50 us at 5 GB/s).
 GATHER: Final = 256 * 1024
+# Calls at a time, of all bodies.  Apart from Trio's own threads: when the disk does not answer, others need those.
+CALLS: Final = 40
+_CALLS: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("calls on spooled bodies")
+
+_T = TypeVar("_T")
 
 
 def directory() -> str | None:
@@ -44,6 +52,14 @@ def directory() -> str | None:
     return None
 
 
+def _limiter() -> trio.CapacityLimiter:
+    try:
+        return _CALLS.get()
+    except LookupError:
+        _CALLS.set(trio.CapacityLimiter(CALLS))
+        return _CALLS.get()
+
+
 @attrs.define(eq=False)
 class Spool:
     """One body: written in pieces, then read any number of times, then closed.
@@ -55,7 +71,13 @@ class Spool:
     """Bytes written."""
     _tail: bytearray = attrs.field(factory=bytearray, init=False, repr=False)
     """What is not in the file."""
+    # Made, used and closed only in threads.
     _file: IO[bytes] | None = attrs.field(default=None, init=False)
+    _closed: bool = attrs.field(default=False, init=False)
+    _has_called: bool = attrs.field(default=False, init=False)
+    """A call may have begun, so that there is a file, or soon will be."""
+    # Held during each call.
+    _calling: threading.Lock = attrs.field(factory=threading.Lock, init=False, repr=False)
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +91,7 @@ class Spool:
         return bytes(self._tail) if self._file is None else None
 
     async def write(self, data: bytes) -> None:
-        """Append *data*.  Not a checkpoint while it is only gathered.
+        """Append *data*.  Not a checkpoint while it is only gathered; when cancelled the body can only be closed.
 
         Raises:
             StorageFull: the file takes no more.
@@ -77,7 +99,8 @@ class Spool:
         self._tail += data
         self.size += len(data)
         if len(self._tail) > (MEMORY_LIMIT if self._file is None else GATHER):
-            await trio.to_thread.run_sync(self._flush)
+            await self._call(partial(self._flush, self._tail, self.size - len(self._tail)))
+            self._tail = bytearray()
 
     async def read(self, offset: int, size: int) -> bytes:
         """Up to *size* bytes from *offset* on; fewer only at the end.  Not a checkpoint for what is in memory.
@@ -88,7 +111,7 @@ class Spool:
         filed = self.size - len(self._tail)
         if offset >= filed:
             return bytes(self._tail[offset - filed : offset - filed + size])
-        data = await trio.to_thread.run_sync(self._pread, offset, min(size, filed - offset))
+        data = await self._call(partial(self._pread, offset, min(size, filed - offset)))
         missing = size - len(data)
         return data + self._tail[:missing] if missing else data
 
@@ -102,26 +125,41 @@ class Spool:
     def close(self) -> None:
         """Give back memory and file; nothing may be read any more."""
         self._tail = bytearray()
-        if self._file is not None:
+        self._closed = True
+        if self._has_called:
             # Closing frees the blocks of the file: 50 ms for 1 GB, in which no stream would move.
             # Nobody needs to wait for it, and the end of the process does the same.
-            trio.lowlevel.start_thread_soon(self._file.close, lambda _: None)
-            self._file = None
+            trio.lowlevel.start_thread_soon(self._close, lambda _: None)
+
+    async def _call(self, function: Callable[[], _T]) -> _T:
+        self._has_called = True
+        return await trio.to_thread.run_sync(self._alone, function, abandon_on_cancel=True, limiter=_limiter())
 
     # ---- in a thread ---------------------------------------------------------------------
 
-    def _flush(self) -> None:
+    def _alone(self, function: Callable[[], _T]) -> _T:
+        with self._calling:
+            if self._closed:  # then nobody waits for this any more
+                raise OSError(errno.EBADF, "the request body was given back")
+            return function()
+
+    def _close(self) -> None:
+        with self._calling:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+    def _flush(self, tail: bytearray, offset: int) -> None:
         where = directory()
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(dir=where, buffering=0)  # noqa: SIM115 - closed by close
-            with memoryview(self._tail) as rest:
+            with memoryview(tail) as rest:
                 done = 0
                 while done < len(rest):
-                    done += os.pwrite(self._file.fileno(), rest[done:], self.size - len(rest) + done)
+                    done += os.pwrite(self._file.fileno(), rest[done:], offset + done)
         except OSError as exc:
             raise StorageFull(where or "the temporary directory", exc.strerror or str(exc)) from exc
-        self._tail.clear()
 
     def _pread(self, offset: int, size: int) -> bytes:
         assert self._file is not None

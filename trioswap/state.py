@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,8 @@ FILE: Final = "learned.json"
 VERSION: Final = 1
 # Seconds between looks whether there is something new to write.
 SAVE_EVERY: Final = 60.0
+# Seconds that the last write may take: a file system may not answer at all, and the daemon must end all the same.
+LAST_SAVE: Final = 1.0
 # No load takes a century of seconds, and no machine has so many bytes.
 LONGEST: Final = 3.2e9
 LARGEST: Final = 2**60
@@ -84,6 +87,8 @@ class State:
     """What was learned since then of models that were removed."""
     _complaint: str = attrs.field(default="", init=False)
     """Why it could not be written the last time; said once, not every minute."""
+    # Held by the thread that writes: one that is slow must not write the same file as the next.
+    _writing: threading.Lock = attrs.field(factory=threading.Lock, init=False)
 
     def restore(self) -> None:
         """Put what the file says into the books."""
@@ -117,21 +122,34 @@ class State:
         try:
             while True:
                 await trio.sleep(SAVE_EVERY)
-                # The books are read here, where nobody changes them meanwhile; a disk may be slow.
-                try:
-                    await trio.to_thread.run_sync(self._write, self._contents())
-                except RuntimeError as exc:  # no thread is to be had (RLIMIT_NPROC, pids.max)
-                    self._complain(exc)
+                await self._save_in_thread()
         finally:
-            self.save()  # a few kilobytes; in no thread, because a cancelled task cannot wait for one
+            with trio.move_on_after(LAST_SAVE, shield=True) as late:
+                await self._save_in_thread()
+            if late.cancelled_caught:
+                self._complain(f"it could not be written within {LAST_SAVE:g} s")
+
+    async def _save_in_thread(self) -> None:
+        """A disk may be slow; a thread that it holds for ever is left to itself when this is cancelled."""
+        # The books are read here, where nobody changes them meanwhile.
+        contents = self._contents()
+        try:
+            # A limiter of its own: what others have left to hang is no reason to write nothing.
+            limiter = trio.CapacityLimiter(1)
+            await trio.to_thread.run_sync(self._write, contents, abandon_on_cancel=True, limiter=limiter)
+        except RuntimeError as exc:  # no thread is to be had (RLIMIT_NPROC, pids.max)
+            self._complain(exc)
 
     def save(self) -> None:
         """Write the file, if there is something new: whole, or not at all."""
         self._write(self._contents())
 
     def _write(self, contents: Contents) -> None:
-        if contents == self._written:
-            return
+        with self._writing:
+            if contents != self._written:
+                self._replace_file(contents)
+
+    def _replace_file(self, contents: Contents) -> None:
         text = json.dumps(_CONVERTER.unstructure(contents), indent=1, sort_keys=True)
         fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
@@ -145,7 +163,7 @@ class State:
             return
         self._written, self._complaint = contents, ""
 
-    def _complain(self, exc: Exception) -> None:
+    def _complain(self, exc: Exception | str) -> None:
         if str(exc) != self._complaint:
             logger.warning("what was learned cannot be kept: %s", exc)
         self._complaint = str(exc)

@@ -17,7 +17,7 @@ from trioswap.incoming import Incoming
 
 # As they are shown; no daemon gets further.
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,18}")
-# Characters of a number that are repeated, whatever was sent.
+# Characters of a number or a request id that are repeated, whatever was sent.
 _LONGEST: Final = 20
 
 
@@ -98,15 +98,18 @@ class Tracker:
             assert row.failure is not None
             raise row.failure
 
-    def cancel(self, number: str) -> None:
-        """End the request of that *number*.
+    def cancel(self, name: str) -> None:
+        """End the request of that number, or of that request id.
 
         Raises:
             NoSuchRequest: it is over, or never was.
         """
-        row = self.rows.get(int(number)) if _NUMBER.fullmatch(number) else None
+        if _NUMBER.fullmatch(name):
+            row = self.rows.get(int(name))
+        else:  # the log and the queue show this one, which is random and never a client's
+            row = next((row for row in self.rows.values() if row.exchange.request_id == name), None)
         if row is None:
-            raise NoSuchRequest(number[:_LONGEST])
+            raise NoSuchRequest(name[:_LONGEST])
         row.end(Cancelled())
 
 

@@ -24,7 +24,7 @@ async def show(exchange: Exchange, services: Services) -> None:
 
 
 async def cancel(exchange: Exchange, services: Services) -> None:
-    """POST /api/inflight/{id}/cancel: end it, wherever it is.
+    """POST /api/inflight/{id}/cancel: end it, wherever it is; the id is its number or its request id.
 
     Raises:
         NoSuchRequest: it is over, or never was.

@@ -61,7 +61,11 @@ async def queue(exchange: Exchange, services: Services) -> None:
 
 
 async def queue_of_one(exchange: Exchange, services: Services) -> None:
-    """GET /api/queue/{request}: the row of one waiting request."""
+    """GET /api/queue/{request}: the row of one waiting request.
+
+    Raises:
+        NotWaiting: none of that id waits, or not any more.
+    """
     wanted = exchange.name
     row = next((row for row in map(waiting_row, services.fleet.waiting()) if row["request"] == wanted), None)
     if row is None:

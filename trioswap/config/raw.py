@@ -226,7 +226,7 @@ class RawConfig:
     state_dir: str | None = key(
         "Where what trioswap learns about models is kept, a directory. Relative to the directory of the configuration;"
         " `~` is your home.",
-        default="the daemon chooses",
+        default="`$STATE_DIRECTORY` (systemd's), else `$XDG_STATE_HOME/trioswap`, else `~/.local/state/trioswap`",
     )
     policy: str | None = key(
         'Who is next: `"lease"`, who has waited longest, but a model that was just loaded keeps its turn for a while;'
@@ -240,8 +240,8 @@ class RawConfig:
         unit="requests",
     )
     heartbeat: Duration | None = key(
-        "How long a streaming answer stays silent that waits for its model, or for the first event of its server: then it"
-        " begins with a comment, and goes on with one each time so much has passed; 0: it stays silent.",
+        "How long a streaming answer stays silent that waits for its model, or for the first event of its server: then"
+        " it begins with a comment, and goes on with one each time so much has passed; 0: it stays silent.",
         default="5",
         unit="s",
     )

@@ -119,6 +119,11 @@ class _Composer:
     _anchors: dict[str, _Node] = attrs.field(factory=dict)
 
     def take(self, event: yaml.Event) -> None:
+        """Put *event* into the tree.
+
+        Raises:
+            Unreadable: the text is not what the module's docstring says, or beyond the bounds of `document`.
+        """
         match event:
             case yaml.ScalarEvent():
                 self._add(self._scalar(event), event.anchor)

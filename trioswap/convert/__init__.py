@@ -85,7 +85,11 @@ class _Reading:
 
     @classmethod
     def of(cls, text: str, language: str, file: FilePath, environ: Mapping[str, str]) -> _Reading:
-        """The *text* in *language*, which is that of *file*."""
+        """The *text* in *language*, which is that of *file*.
+
+        Raises:
+            ConfigError: it has mistakes.
+        """
         mistakes, again = Mistakes(), Mistakes()
         source = parse_toml(text, str(file)) if language == TOML else parse_yaml(text, str(file), mistakes)
         filled = fill_environment(source, environ, mistakes)

@@ -158,7 +158,7 @@ _PARAMETERS: Final = {
     "model": "A model's name or alias.",
     "source": "`proxy` for the daemon itself, `upstream` for all model servers, or a model's name or alias.",
     "path": "The path at the model server.",
-    "id": "The number of a request, from /api/inflight.",
+    "id": "The number of a request, from /api/inflight, or its request id, from x-request-id or /api/queue.",
     "request": "The x-request-id of a request.",
 }
 

@@ -279,7 +279,7 @@ _OPERATIONS: Final[dict[str, Schema]] = {
         "A request to a model that is under way.",
         {
             "id": _about(_TEXT, "Its number, by which it can be cancelled."),
-            "request": _about(_TEXT, "Its x-request-id."),
+            "request": _about(_TEXT, "Its x-request-id, by which it can be cancelled, too."),
             "timestamp": _about(_TEXT | {"format": "date-time"}, "When it came."),
             "model": _about(_TEXT, "The real name; empty: not known yet."),
             "req_path": _TEXT,

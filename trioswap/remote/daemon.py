@@ -12,7 +12,8 @@ from typing import Any, Final
 import attrs
 import httpx  # noqa: TID251 - the package is the one that may
 
-from trioswap.connection import reason
+from trioswap.config.mistakes import shown
+from trioswap.connection import reason, tls_reason
 from trioswap.errors import DaemonRefused, DaemonUnreachable, Misuse
 
 # Seconds until the command line says that no daemon is there.
@@ -28,6 +29,7 @@ def daemon_client(base_url: str, api_key: str | None) -> Iterator[DaemonClient]:
     Waits for answers as long as it takes, because loading a model may take minutes.
 
     Raises:
+        Misuse: *base_url* is no address, or the file in TRIOSWAP_CA_FILE holds no certificates.
         DaemonUnreachable: inside the block a request found no daemon, or its answer broke off.
         DaemonRefused: inside the block an answer was other than 2xx.
     """
@@ -57,7 +59,7 @@ async def memory_loan(base_url: str, api_key: str | None, wish: Mapping[str, obj
     """Borrow memory for the length of the block; waits until it is there, as long as it takes.
 
     Raises:
-        DaemonUnreachable, DaemonRefused: as in `daemon_client`, before the block begins.
+        Misuse, DaemonUnreachable, DaemonRefused: as in `daemon_client`, before the block begins.
     """
 
     async def check(response: httpx.Response) -> None:
@@ -89,9 +91,11 @@ def _settings(base_url: str, api_key: str | None, transport: Callable[..., Any])
     """What both kinds of clients are made with; *transport* is the one of the kind.
 
     Raises:
-        Misuse: the file in TRIOSWAP_CA_FILE holds no certificates.
+        Misuse: *base_url* is no address, or the file in TRIOSWAP_CA_FILE holds no certificates.
     """
     path = base_url.removeprefix("unix:")
+    if path == base_url and not base_url.lower().startswith(("http://", "https://")):
+        raise Misuse(f"--url: found {shown(base_url)}, allowed is http[s]://HOST[:PORT] or unix:/PATH")
     where = {"base_url": base_url, "verify": _trust()}
     if path != base_url:
         where = {"base_url": "http://trioswap", "transport": transport(uds=path)}
@@ -103,15 +107,17 @@ def _settings(base_url: str, api_key: str | None, transport: Callable[..., Any])
     }
 
 
-def _trust() -> ssl.SSLContext | bool:
-    """Of a daemon with a certificate of one's own; else that of httpx."""
+def _trust() -> ssl.SSLContext:
+    """Whom the system trusts, and the certificates of one's own."""
+    context = ssl.create_default_context()
     file = os.environ.get("TRIOSWAP_CA_FILE")
     if not file:
-        return True
+        return context
     try:
-        return ssl.create_default_context(cafile=file)
+        context.load_verify_locations(file)
     except OSError as exc:  # ssl.SSLError is one
         raise Misuse(f"TRIOSWAP_CA_FILE: {file} holds no certificates that can be read: {exc}") from None
+    return context
 
 
 @contextmanager
@@ -119,7 +125,17 @@ def _translated(base_url: str) -> Iterator[None]:
     try:
         yield
     except (httpx.TransportError, httpx.InvalidURL) as exc:
-        raise DaemonUnreachable(base_url, reason(exc)) from exc
+        raise DaemonUnreachable(base_url, _why(exc)) from exc
+
+
+def _why(exc: Exception) -> str:
+    """What went wrong, and for TLS what to do about it."""
+    why = tls_reason(exc)
+    if why is None:
+        return reason(exc)
+    if why.startswith("certificate verify failed"):
+        return f"{why}; TRIOSWAP_CA_FILE can name a file with the certificate of who signed it"
+    return f"TLS failed: {why}" + ("; is it http:// rather than https://?" if why == "wrong version number" else "")
 
 
 def _refusal(response: httpx.Response) -> DaemonRefused:

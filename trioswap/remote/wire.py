@@ -28,7 +28,7 @@ import httpcore  # noqa: TID251 - the package is the one that may
 import trio
 
 from trioswap.config.parts import TimeoutConfig
-from trioswap.connection import READ_SIZE, reason
+from trioswap.connection import READ_SIZE, reason, tls_reason
 from trioswap.keepalive import MAX_KEEPALIVE
 
 # Seconds.  A server that has begun its answer, and takes nothing of the request for so long, will take no more of it.
@@ -244,7 +244,7 @@ class Wire(httpcore.AsyncNetworkStream):
         try:
             data = await self._next(max_bytes)
         except trio.BrokenResourceError as exc:
-            raise self._broken(_tls_reason(exc) or reason(exc)) from exc
+            raise self._broken(reason(exc)) from exc
         except trio.ClosedResourceError as exc:
             raise self._broken("the connection was closed on our side") from exc
         self._heard = self._heard or bool(data)
@@ -330,7 +330,7 @@ def _no_connection(exc: OSError, host: str, port: int) -> str:
 
 
 def _no_tls(exc: BaseException) -> str:
-    why = _tls_reason(exc)
+    why = tls_reason(exc)
     if why is None:
         return f"{reason(exc)} during the TLS handshake"
     if why == "wrong version number":
@@ -338,15 +338,3 @@ def _no_tls(exc: BaseException) -> str:
     if why.startswith("certificate verify failed"):
         return f"{why}; this system must trust who signed it, or SSL_CERT_FILE name a file of those it trusts"
     return f"no TLS: {why}"
-
-
-def _tls_reason(exc: BaseException) -> str | None:
-    """What OpenSSL said, in its words; None: it said nothing."""
-    cause: BaseException | None = exc
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"certificate verify failed: {cause.verify_message}"
-        if isinstance(cause, ssl.SSLError):
-            return (cause.reason or str(cause)).replace("_", " ").lower()
-        cause = cause.__cause__ or cause.__context__
-    return None

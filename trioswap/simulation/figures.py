@@ -18,22 +18,16 @@ class Figures:
     rejected: float
     loads: float
     mean: float
-    """Time to first token, as are the three below."""
-    p50: float
-    p95: float
+    """Time to first token, as is the one below."""
     p99: float
     longest_wait: float
     """From arrival until the request is handed to a server."""
     mean_wait: float
-    mean_latency: float
-    """From arrival to the last token."""
     makespan: float
     """From the first session's start to the last token."""
     worst_slowdown: float
     """How many times longer the worst-off user's requests took, all in all, than alone on a warm server."""
     mean_slowdown: float
-    fairness: float
-    """Jain's index of the users' speeds: 1 when all are slowed down alike, 1/n when one has it all."""
     busy: float
     """Share of the time in which something was served."""
     swapping: float
@@ -53,16 +47,12 @@ def measure(machine: Machine) -> Figures:
         rejected=machine.rejected,
         loads=sum(server.loads for server in box.servers.values()),
         mean=_mean(first),
-        p50=quantile(first, 0.5),
-        p95=quantile(first, 0.95),
         p99=quantile(first, 0.99),
         longest_wait=max(waits),
         mean_wait=_mean(waits),
-        mean_latency=_mean([request.done - request.arrived for request in served]),
         makespan=max(request.done for request in served) - min(who.start for who in machine.workload.sessions),
         worst_slowdown=1 / min(speeds),
         mean_slowdown=_mean([1 / speed for speed in speeds]),
-        fairness=sum(speeds) ** 2 / (len(speeds) * sum(speed**2 for speed in speeds)),
         busy=box.busy / time,
         swapping=box.swapping / time,
     )
