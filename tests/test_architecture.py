@@ -103,8 +103,8 @@ ORDER = [
     "openapi.contracts",
     "openapi",
     # one resource each
-    "proctree",
     "guard",
+    "proctree",
     "guardian",
     "spool",
     "devices.base",
@@ -228,7 +228,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-PURE = ORDER[: ORDER.index("proctree")]
+PURE = ORDER[: ORDER.index("guard")]
 ONLY_IMPORTER = {
     "httpx": "remote",
     "httpcore": "remote",

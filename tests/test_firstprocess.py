@@ -17,6 +17,8 @@ from children import PATIENCE, free_port, model_argv, python, read_until, runnin
 from commands import LISTENS, TRIOSWAP
 from daemons import chat, connect, eventually, fetch, write_config
 
+from trioswap import guard
+
 CHAT = "/v1/chat/completions"
 CONTAINER = ("unshare", "--map-root-user", "--fork", "--pid", "--mount-proc", "--kill-child")
 # Leaves three orphans that have ended a moment later, before it becomes the program that it is given.
@@ -80,12 +82,14 @@ def stats_of_all() -> list[tuple[int, bytes]]:
 
 
 @asynccontextmanager
-async def container(directory: Path, *flags: str, wrapper: str = "", **settings: object) -> AsyncIterator[Container]:
-    """A container in which `trioswap serve` is all there is."""
+async def container(
+    directory: Path, *flags: str, wrapper: str = "", entrypoint: tuple[str, ...] = (), **settings: object
+) -> AsyncIterator[Container]:
+    """A container in which `trioswap serve` is all there is, but for what its *entrypoint* starts."""
     port = free_port()
     cmd = [*(python(wrapper) if wrapper else ()), *model_argv("a", *flags, port=port)]
     path = write_config(directory, {"a": {"cmd": cmd, "proxy": f"http://127.0.0.1:{port}", **settings}})
-    async with running((*CONTAINER, *TRIOSWAP, "serve", "-c", path)) as process:
+    async with running((*CONTAINER, *entrypoint, *TRIOSWAP, "serve", "-c", path)) as process:
         with trio.fail_after(PATIENCE):
             said = await read_until(process, LISTENS)
             while "\n" not in said.partition(LISTENS)[2]:
@@ -153,6 +157,16 @@ async def test_a_daemon_that_is_killed_leaves_its_guardian_the_time(tmp_path):
         os.kill(there.daemon, signal.SIGKILL)
         assert await there.wait() == 128 + signal.SIGKILL
     assert stopped.exists()
+
+
+async def test_what_else_runs_there_is_not_waited_for(tmp_path):
+    """The entrypoint has started it, and it stays; only the guardian gets time."""
+    entrypoint = ("sh", "-c", f'sleep {10 * PATIENCE} & exec "$@"', "sh")
+    async with container(tmp_path, entrypoint=entrypoint) as there:
+        assert len(there.children) == 2
+        os.kill(there.daemon, signal.SIGKILL)
+        with trio.fail_after(guard.PATIENCE / 2):
+            assert await there.wait() == 128 + signal.SIGKILL
 
 
 @pytest.mark.parametrize("name", ["LISTEN_PID", "WATCHDOG_PID"])

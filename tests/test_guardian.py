@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import termios
+import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -23,11 +24,12 @@ import trio.testing
 from children import PATIENCE, alive, free_port, model_argv, python, read_until, running, wait_gone
 from commands import Daemon
 from commands import daemon as command
-from daemons import chat, connect, eventually, fetch, is_running, write_config
+from daemons import chat, connect, eventually, fetch, is_running, scripted, write_config
 from test_daemon import family_at, is_bound
 
 from trioswap import guard, proctree
 from trioswap.guardian import END_WAIT, PROGRAM, Guardian, _end, guarded
+from trioswap.guardian import command as guard_command
 
 pytestmark = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists(), reason="there is no /proc")
 
@@ -176,6 +178,31 @@ async def test_fifty_kills_in_each_phase(tmp_path):
     assert max(took) < 2.0
 
 
+async def test_the_guardian_knows_what_a_reload_says_of_the_end(tmp_path):
+    """`never_kill` and `cmd_stop` of a server that runs: it is spared, and the new command stops it."""
+    deaf = scripted("--ignore-sigterm", unload_timeout=1)
+
+    def touch(name: str) -> list[str]:
+        return [str(shutil.which("touch")), str(tmp_path / name)]
+
+    file = write_config(tmp_path, {"a": {**deaf.table("a"), "cmd_stop": touch("old")}})
+    async with command("serve", "-c", file) as served:
+        pid = int((await fetch(served.port, "GET", "/upstream/a/pid")).text)
+        state = tomllib.loads(Path(file).read_text())["state_dir"]
+        models = {"a": {**deaf.table("a"), "cmd_stop": touch("new"), "never_kill": True}}
+        write_config(tmp_path, models, state_dir=state)
+        answer = await fetch(served.port, "POST", "/api/reload")
+        assert answer.json()["updated"] == {"a": ["cmd_stop", "never_kill"]}
+        [guardian] = guardians_of(guard.marker_of(pid).partition("-")[0])
+        served.process.kill()
+        await wait_gone(guardian)
+    try:
+        assert alive(pid)
+        assert [(tmp_path / name).exists() for name in ("old", "new")] == [False, True]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
 async def test_a_clean_end_leaves_no_guardian(tmp_path):
     """SIGTERM: the daemon exits with 0 when its guardian has gone."""
     model, port = family_of_four(unload_timeout=0.1, unload_drain_timeout=0.1)
@@ -317,7 +344,7 @@ async def test_who_must_never_be_killed_is_not_though_it_was_found_earlier(tmp_p
 async def program(instance: str = OURS, *, stderr: int | None = None) -> AsyncIterator[trio.Process]:
     """The guardian's program; the test is its daemon."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-I", "-S", str(PROGRAM), instance],
+        guard_command(instance),
         stdin=subprocess.PIPE,
         stderr=stderr,
         start_new_session=True,
@@ -451,8 +478,9 @@ async def test_a_stop_command_that_does_not_end_is_ended(monkeypatch):
     stop = json.dumps({"argv": python(NAMELESS + "signal.pause()"), "env": {}})
     commands = guard.start_commands({f"{OURS}-1": ((1, 1), stop)})
     await trio.to_thread.run_sync(guard.Sweep([OURS], {}).run, 0.0, PATIENCE, commands)
-    assert [command.wait() for command in commands] == [-signal.SIGKILL]
-    assert proctree.members(commands[0].pid, "none") == []
+    [command] = commands.started
+    assert command.wait() == -signal.SIGKILL
+    assert proctree.members(command.pid, "none") == []
 
 
 def test_a_stop_command_that_cannot_be_ended_ends_nothing_else(monkeypatch):
@@ -464,7 +492,9 @@ def test_a_stop_command_that_cannot_be_ended_ends_nothing_else(monkeypatch):
     monkeypatch.setattr(guard.os, "killpg", refuse)
     with subprocess.Popen(SLEEPS, start_new_session=True, stdout=subprocess.DEVNULL) as child:
         try:
-            guard.end_commands([child])
+            commands = guard.Commands()
+            commands.started.append(child)
+            commands.end()
         finally:
             child.kill()
 
@@ -474,8 +504,18 @@ def test_a_stop_command_without_a_standard_library(monkeypatch, capfd):
     stop = json.dumps({"argv": ["true"], "env": {}})
     monkeypatch.setitem(sys.modules, "json", None)
 
-    assert guard.start_commands({f"{OURS}-1": ((1, 1), stop)}) == []
+    assert guard.start_commands({f"{OURS}-1": ((1, 1), stop)}).started == []
     assert "a stop command cannot be run" in capfd.readouterr().err
+
+
+def test_without_a_stop_command_nothing_is_imported():
+    """What an import needs may be on the file system that does not answer."""
+    code = (
+        f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r}); import guard;"
+        "guard.start_commands({'i-1': ((1, 1), '-')}); print('subprocess' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "False\n"
 
 
 async def test_a_stop_command_that_is_still_being_loaded_holds_up_nothing(tmp_path):
@@ -486,6 +526,159 @@ async def test_a_stop_command_that_is_still_being_loaded_holds_up_nothing(tmp_pa
             with trio.fail_after(LEASE_TIME / 2):  # later the kernel lets it be loaded after all
                 await told(process, began(child.pid, f"{OURS}-1", line))
             assert await child.wait() == -signal.SIGTERM
+
+
+async def test_many_of_those_hold_up_as_little_as_one(tmp_path, monkeypatch):
+    """Neither the sweep, nor a command that is well; once they are loaded they are waited for."""
+    held_up, wait = [], guard.wait
+
+    def note(over: object, seconds: float) -> bool:
+        done = wait(over, seconds)
+        held_up.append(0.0 if done else max(0.0, seconds))
+        return done
+
+    monkeypatch.setattr(guard, "wait", note)
+    with slow_disk(tmp_path, "true") as (slow, disk_answers):
+        stops = [json.dumps({"argv": [argv], "env": {}}) for argv in (*[str(slow)] * 6, shutil.which("true"))]
+        attempts = {f"{OURS}-{number}": ((1, 1), stop) for number, stop in enumerate(stops)}
+        commands = guard.start_commands(attempts)
+        assert sum(held_up) <= guard.ASIDE
+        [well] = await trio.to_thread.run_sync(started, commands, 1)
+        assert well.args == [shutil.which("true")]
+        assert commands.busy(0.0)
+        assert well.wait() == 0
+        assert not commands.busy(guard.COMMAND_TIME + 1)
+        disk_answers()
+        await trio.to_thread.run_sync(guard.Sweep([OURS], {}).run, 0.0, PATIENCE, commands)
+        assert [command.poll() for command in commands.started] == [0] * 7
+
+
+def started(commands: guard.Commands, number: int) -> list[subprocess.Popen[bytes]]:
+    """So many of the *commands*, once so many have started."""
+    while len(commands.started) < number:
+        assert any(over.locked() for over in commands.starts)
+    return commands.started[:number]
+
+
+async def test_a_stop_command_that_is_quicker_than_a_look_loses_nobody():
+    """It ends the leader of a session, which is reaped at once; who has no marker is known by the session alone."""
+    slow_to_look = f"""
+import sys; sys.path.insert(0, {str(PROGRAM.parent)!r})
+import guard
+start = guard.start_commands
+def quick(attempts):
+    commands = start(attempts)
+    while any(guard.read_stat(leader[0]) for leader, _ in attempts.values()):
+        pass
+    return commands
+guard.start_commands = quick
+guard.main({OURS!r})
+"""
+    stop = json.dumps({"argv": ["kill", "-KILL", "${PID}"], "env": {}})
+    async with running(python(NAMELESS + "print('up'); signal.pause()"), until="up") as leader:
+        line = began(leader.pid, stop=stop)
+        [nameless] = [process.pid for process in proctree.members(leader.pid, "none") if process.pid != leader.pid]
+        guardian = await trio.lowlevel.open_process(
+            [sys.executable, "-I", "-S", "-c", slow_to_look], stdin=subprocess.PIPE, start_new_session=True
+        )
+        async with guardian.stdin:
+            await guardian.stdin.send_all(f"{line}\n".encode())
+        with trio.fail_after(PATIENCE):
+            assert await leader.wait() == -signal.SIGKILL
+            assert await guardian.wait() == 0
+        await wait_gone(nameless)
+
+
+# ---- processes that do not answer -------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class Hanging:
+    """Environments that do not answer, as those of processes do that map a file of a dead file system."""
+
+    pipe: Path
+    pids: set[int] = attrs.field(factory=set)
+    asked: list[int] = attrs.field(factory=list)
+    """Each time that one of them was."""
+
+    def open(self, path: str, *arguments: object, **options: object) -> object:
+        """In place of `open`."""
+        pid = int(path.split("/")[2]) if path.endswith("/environ") else 0
+        if pid in self.pids:
+            self.asked.append(pid)
+            with self.pipe.open():  # until somebody opens the other end
+                pass
+        return open(path, *arguments, **options)  # noqa: PTH123 - in its place
+
+    def answer(self) -> None:
+        self.pids.clear()
+        os.close(os.open(self.pipe, os.O_RDWR | os.O_NONBLOCK))
+
+
+@pytest.fixture
+def hanging(tmp_path, monkeypatch) -> Iterator[Hanging]:
+    hanging = Hanging(tmp_path / "pipe")
+    os.mkfifo(hanging.pipe)
+    monkeypatch.setattr(guard, "open", hanging.open, raising=False)
+    yield hanging
+    hanging.answer()
+
+
+async def test_a_stranger_that_hangs_holds_up_nobody(hanging):
+    """Nor do two, whether they are asked sooner or later than whom it is about; neither is asked more than once."""
+    ours = {proctree.MARKER: f"{OURS}-1"}
+    async with (
+        running(SLEEPS, until="up") as before,
+        running(SLEEPS, until="up", env=ours) as child,
+        running(SLEEPS, until="up") as after,
+    ):
+        hanging.pids = {before.pid, after.pid}
+        with trio.fail_after(PATIENCE):
+            sweep = guard.Sweep([OURS], {})
+            await trio.to_thread.run_sync(sweep.run, 0.0, PATIENCE / 2, abandon_on_cancel=True)
+            assert await child.wait() < 0
+        assert sweep.left == set()
+        assert sorted(hanging.asked) == sorted({before.pid, after.pid})
+        assert alive(before.pid)
+        assert alive(after.pid)
+
+
+async def test_whoever_hangs_is_known_by_the_session_or_was_seen_earlier(hanging):
+    """And when it answers again, it is asked."""
+    async with (
+        running(SLEEPS, until="up", env={proctree.MARKER: f"{OURS}-2"}) as seen,
+        running(SLEEPS, until="up", env={proctree.MARKER: f"{OURS}-3"}) as unseen,
+        running(SLEEPS, until="up") as told_of,
+    ):
+        leader = told_of.pid, proctree.look(told_of.pid).start_time
+        sweep = guard.Sweep([OURS], {f"{OURS}-1": (leader, "-")})
+
+        def found() -> set[int]:
+            return {pid for pid, _ in sweep.look()}
+
+        hanging.pids = {told_of.pid, unseen.pid}
+        assert await trio.to_thread.run_sync(found) == {seen.pid, told_of.pid}
+        hanging.pids |= {seen.pid}
+        assert await trio.to_thread.run_sync(found) == {seen.pid, told_of.pid}
+        hanging.answer()
+
+        async def all_found() -> bool:
+            everybody = await trio.to_thread.run_sync(found) == {seen.pid, unseen.pid, told_of.pid}
+            return everybody and not sweep.questions.late
+
+        await eventually(all_found)
+
+
+async def test_without_a_thread_everybody_is_asked_all_the_same(monkeypatch):
+    """As where the limit of processes is reached."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(guard._thread, "start_new_thread", refuse)
+    async with running(SLEEPS, until="up", env={proctree.MARKER: f"{OURS}-1"}) as child:
+        assert [pid for pid, _ in guard.Sweep([OURS], {}).look()] == [child.pid]
+        guard.say("heard by nobody")
 
 
 async def test_a_terminal_that_nobody_reads_holds_up_nothing():
@@ -560,10 +753,11 @@ async def test_it_is_small():
 @pytest.fixture
 def recorder(tmp_path, monkeypatch):
     """In place of the program: writes what it hears into the file that the instance names."""
-    script = tmp_path / "recorder.py"
+    script = tmp_path / "guard.py"
     script.write_text(
-        "import sys\nwith open(sys.argv[1], 'ab', buffering=0) as file:\n"
-        "    for line in sys.stdin.buffer:\n        file.write(line)\n        if line == b'end\\n': break\n"
+        "import sys\ndef main(path):\n    with open(path, 'ab', buffering=0) as file:\n"
+        "        for line in sys.stdin.buffer:\n"
+        "            file.write(line)\n            if line == b'end\\n': break\n"
     )
     monkeypatch.setattr("trioswap.guardian.PROGRAM", script)
     return tmp_path / "heard"

@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from trioswap import guard
@@ -25,6 +26,7 @@ from trioswap import guard
 _FIRST: Final = 1
 # In these a service manager says whom it means by number (sd_listen_fds(3), sd_watchdog_enabled(3)).
 _MEANT_FOR: Final = ("LISTEN_PID", "WATCHDOG_PID")
+_GUARDIAN: Final = bytes(Path(guard.__file__).absolute())
 # What a shell says of a program that a signal has ended: this and the signal's number.
 _SIGNALLED: Final = 128
 
@@ -57,12 +59,13 @@ def _stand_by(daemon: int) -> int:
     If it was killed, its guardian is waited for, until it has stopped what was left, or somebody is in a hurry.
     """
     code, deadline = 0, float("inf")
+    questions = guard.Questions()
     while True:
         for pid, status in _ended():
             if pid == daemon:
                 code = os.waitstatus_to_exitcode(status)
                 deadline = time.monotonic() + (guard.PATIENCE if code < 0 else 0.0)
-        if time.monotonic() >= deadline or not _has_children():
+        if time.monotonic() >= deadline or (deadline < float("inf") and not _has_guardian(questions)):
             return code if code >= 0 else _SIGNALLED - code
         number = _next_signal(deadline)
         if number is not None and number != signal.SIGCHLD:
@@ -79,12 +82,18 @@ def _ended() -> Iterator[tuple[int, int]]:
             yield found
 
 
-def _has_children() -> bool:
+def _has_guardian(questions: guard.Questions) -> bool:
+    """Whether one of our children, which those of the daemon have become, is a guardian; True when nobody can say."""
     try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
+        stats = {pid: guard.read(pid, "stat").rpartition(b")")[2].split() for pid in guard.pids()}
+        children = [(pid, int(stat[19])) for pid, stat in stats.items() if stat and int(stat[1]) == os.getpid()]
+        return any(questions.ask(_is_guardian, children).values())
+    except OSError:
+        return True
+
+
+def _is_guardian(pid: int) -> bool:
+    return _GUARDIAN in guard.read(pid, "cmdline").split(b"\0")
 
 
 def _next_signal(deadline: float) -> int | None:

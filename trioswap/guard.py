@@ -1,6 +1,4 @@
-"""The guardian: stops what a daemon leaves when it is killed.  A program of its own, run by its path.
-
-    python -I -S .../guard.py INSTANCE
+"""The guardian: stops what a daemon leaves when it is killed.  A program of its own (`guardian.command`).
 
 Nobody who has been killed cleans up after itself, so this waits beside the daemon, with a pipe from it
 as standard input.  It hears, line by line, which attempts at running model servers there are:
@@ -34,6 +32,9 @@ if TYPE_CHECKING:
     import signal
     from collections.abc import Callable, Collection, Iterable
     from subprocess import Popen
+    from typing import TypeVar
+
+    T = TypeVar("T")
 else:
     import _signal as signal  # all but the enumerations, which would cost a megabyte
 
@@ -53,8 +54,9 @@ SHORTAGE = (12, 23, 24)
 # Seconds between looks at /proc, each of which takes some milliseconds.
 PAUSE = 0.05
 # Seconds granted to what may be stuck and must not hold up the rest: a line to somebody who does not read, a
-# program on a file system that does not answer.
+# program on a file system that does not answer, a process that waits for one; and for each more that hangs at once.
 ASIDE = 0.5
+ASIDE_MORE = 0.05
 
 Identity = tuple[int, int]
 """Pid and start time: one process, and no other before or after it."""
@@ -70,6 +72,10 @@ def main(instance: str) -> None:
     if hear(sys.stdin.buffer, attempts):
         return
     sweep = Sweep([instance], attempts)
+    try:
+        sweep.look()  # before a stop command ends a leader, which alone may tell whose its session is
+    except OSError:
+        pass
     sweep.run(GRACE, PATIENCE, start_commands(attempts))
     if sweep.found:
         rest = f", {len(sweep.left)} are still there" if sweep.left else ""
@@ -100,25 +106,37 @@ def say(text: str) -> None:
         except OSError:
             pass
 
-    aside(write)
+    try:
+        wait(begin(write), ASIDE)
+    except RuntimeError:
+        pass
 
 
-def aside(job: Callable[[], None]) -> None:
-    """Do *job*, and wait `ASIDE` seconds for it at most; the end of the program does not wait for it either."""
+def begin(job: Callable[..., None], *arguments: object) -> _thread.LockType:
+    """Do *job* in a thread, for whose end the end of the program does not wait; the lock is held until it is done.
+
+    Raises:
+        RuntimeError: no thread is to be had.
+    """
     over = _thread.allocate_lock()
 
     def work() -> None:
         try:
-            job()
+            job(*arguments)
         finally:
             over.release()
 
     over.acquire()
-    try:
-        _thread.start_new_thread(work, ())
-    except RuntimeError:  # no thread to be had
-        return
-    over.acquire(timeout=ASIDE)
+    _thread.start_new_thread(work, ())
+    return over
+
+
+def wait(over: _thread.LockType, seconds: float) -> bool:
+    """Whether that is done now, or in so many *seconds*."""
+    done = over.acquire(timeout=max(0.0, seconds))
+    if done:
+        over.release()
+    return done
 
 
 def inherited() -> dict[str, str]:
@@ -145,31 +163,38 @@ class Sweep:
         """Everybody who was to be stopped: the marker of the attempt, and the program's name."""
         self.left: set[Identity] = set()
         """Who was still there at the last look."""
+        self.questions = Questions()
 
-    def run(self, grace: float, patience: float, commands: Collection[Popen[bytes]] = ()) -> None:
+    def run(self, grace: float, patience: float, commands: Commands | None = None) -> None:
         """SIGTERM; after *grace* seconds SIGKILL, until nobody is seen twice and *commands* have ended.
 
         Whoever is spared gets SIGTERM alone and is not waited for.  Takes *patience* seconds at most.
         """
         begun = time.monotonic()
         nobody, now = 0, 0.0
-        while (nobody < 2 or any(command.poll() is None for command in commands)) and now < patience:
-            asked = set(self.found)
+        asked: set[Identity] = set()
+        while (nobody < 2 or (commands is not None and commands.busy(now))) and now < patience:
             try:
                 self.left = self.look()
             except OSError:  # nobody can say, so nobody is taken for gone
                 nobody = -1
-            to_kill = {process for process in self.left if not self.found[process][0].endswith(SPARED)}
+            to_kill = {process for process in self.left if not self.is_spared(process)}
             for process in self.left:
                 if now >= grace and process in to_kill:
                     send(process, signal.SIGKILL)
                 elif process not in asked:
                     send(process, signal.SIGTERM)
+            asked |= self.left
             nobody = 0 if to_kill else nobody + 1
-            if now > COMMAND_TIME:
-                end_commands(commands)
+            if commands is not None and now > COMMAND_TIME:
+                commands.end()
             time.sleep(PAUSE)  # noqa: TID251 - in a program, or a thread, of its own
             now = time.monotonic() - begun
+
+    def is_spared(self, process: Identity) -> bool:
+        """Whether it must not get SIGKILL, since its start or since its configuration has changed."""
+        marker = self.found[process][0]
+        return marker.endswith(SPARED) or marker + SPARED in self.attempts
 
     def look(self) -> set[Identity]:
         """Who is there now; `found` grows by those that are new.
@@ -179,7 +204,7 @@ class Sweep:
         """
         processes = {(pid, stat[2]): stat for pid in pids() if (stat := read_stat(pid)) is not None}
         alive = {identity for identity, stat in processes.items() if not stat[3]}
-        markers = {identity: marker_of(identity[0]) for identity in alive}
+        markers = self.questions.ask(marker_of, alive)
         for identity, marker in markers.items():
             if marker.startswith(self.prefixes):
                 # Anew each time: what had not loaded its program may be one that is spared.
@@ -195,30 +220,103 @@ class Sweep:
         return alive & self.found.keys()
 
 
+class Questions:
+    """Questions to many processes, of which one that hangs may leave its own unanswered.
+
+    Its environment, for one, is read under the lock of its memory map.  Who maps a file of a file system that
+    does not answer holds that lock until it does, and nobody can tell beforehand.  So the questions are put
+    in a thread: when that hangs, it is left to itself, and nobody asks that process before it has come back.
+    """
+
+    def __init__(self) -> None:
+        self.late: list[list[Identity]] = []
+        """By thread that was left to itself: whose answer it waits for; nobody's once it has ended."""
+
+    def ask(self, question: Callable[[int], T], processes: Iterable[Identity]) -> dict[Identity, T]:
+        """The answers of those who give one, by their pids; who hangs costs `ASIDE` seconds at most, once.
+
+        Raises:
+            OSError: from *question*.
+        """
+        answers: dict[Identity, T] = {}
+        errors: list[OSError] = []
+
+        def work(at: list[Identity], rest: list[Identity]) -> None:
+            try:
+                for process in rest:
+                    at[:] = [process]
+                    answers[process] = question(process[0])
+            except OSError as exc:
+                errors.append(exc)
+            finally:
+                at.clear()
+
+        self.late = [at for at in self.late if at]
+        hanging = {process for at in self.late for process in at}
+        rest, seconds = [process for process in processes if process not in hanging], ASIDE
+        while rest:
+            at: list[Identity] = []
+            try:
+                done = wait(begin(work, at, rest), seconds)
+            except RuntimeError:  # no thread is to be had
+                work(at, rest)
+                done = True
+            if errors:
+                raise errors[0]
+            if done:
+                break
+            # It may have got further meanwhile: then somebody is asked twice, no more.
+            self.late.append(at)
+            rest, seconds = [process for process in rest if process not in answers and process not in at], ASIDE_MORE
+        return dict(answers)  # a late one writes to the other
+
+
 # ---- stop commands --------------------------------------------------------------------
 
 
-def start_commands(attempts: Attempts) -> list[Popen[bytes]]:
-    """Run the stop commands; a container, for one, is no descendant of its client."""
-    commands: list[Popen[bytes]] = []
+class Commands:
+    """Stop commands under way; a container, for one, is no descendant of its client."""
 
-    def start_next() -> None:
-        command = start(*told.pop(0))
-        if command is not None:
-            commands.append(command)
+    def __init__(self) -> None:
+        self.starts: list[_thread.LockType] = []
+        """Held until the start of one is over."""
+        self.started: list[Popen[bytes]] = []
 
-    try:
-        import subprocess  # noqa: F401 - `threading` takes the thread that imports it first for the main one
-    except ImportError:  # `start` says so
-        pass
-    told = [(leader, stop) for leader, stop in attempts.values() if stop != "-"]
-    for _ in range(len(told)):
-        aside(start_next)
+    def busy(self, now: float) -> bool:
+        """Whether any has not ended, or may still start; *now* is the time since they began."""
+        starting = now <= COMMAND_TIME and any(over.locked() for over in self.starts)
+        return starting or any(command.poll() is None for command in self.started)
+
+    def end(self) -> None:
+        """SIGKILL to those that are late, and to what they have started."""
+        for command in self.started:
+            if command.poll() is None:
+                try:
+                    os.killpg(command.pid, signal.SIGKILL)
+                except OSError:  # another user's by now
+                    pass
+
+
+def start_commands(attempts: Attempts) -> Commands:
+    """Run the stop commands; return when they have started, which is waited for `ASIDE` seconds at most.
+
+    For a command whose ${PID} has been ended before makes no sense any more.
+    """
+    commands = Commands()
+    for leader, stop in attempts.values():
+        if stop != "-":
+            try:
+                commands.starts.append(begin(start, leader, stop, commands.started))
+            except RuntimeError:  # no thread, so no process is to be had either
+                pass
+    deadline = time.monotonic() + ASIDE
+    for over in commands.starts:
+        wait(over, deadline - time.monotonic())
     return commands
 
 
-def start(leader: Identity, stop: str) -> Popen[bytes] | None:
-    """Run one stop command; None when it cannot be, or its ${PID} may be somebody else by now."""
+def start(leader: Identity, stop: str, started: list[Popen[bytes]]) -> None:
+    """Add one stop command to those *started*, unless it cannot be run, or its ${PID} may be somebody else by now."""
     try:
         import json
         import subprocess
@@ -229,24 +327,14 @@ def start(leader: Identity, stop: str) -> Popen[bytes] | None:
         argv = [part.replace("${PID}", str(leader[0])) for part in told["argv"]]
         stat = read_stat(leader[0])
         if argv != told["argv"] and (stat is None or stat[2] != leader[1]):
-            return None
+            return
         quiet = subprocess.DEVNULL
         env = {**os.environ, **told["env"]}
-        return subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+        command = subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+        started.append(command)
     # ImportError: the interpreter was replaced or removed while the daemon ran.
     except (ImportError, OSError, ValueError, LookupError) as exc:
         say(f"a stop command cannot be run: {exc}")
-        return None
-
-
-def end_commands(commands: Iterable[Popen[bytes]]) -> None:
-    """SIGKILL to those that are late, and to what they have started."""
-    for command in commands:
-        if command.poll() is None:
-            try:
-                os.killpg(command.pid, signal.SIGKILL)
-            except OSError:  # another user's by now
-                pass
 
 
 # ---- /proc ----------------------------------------------------------------------------
@@ -307,7 +395,3 @@ def send(process: Identity, number: int) -> None:
         pass
     if descriptor >= 0:
         os.close(descriptor)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

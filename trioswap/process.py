@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 import trio
 
-from trioswap import hooks, output, proctree
+from trioswap import guard, hooks, output, proctree
 from trioswap.config import ModelConfig
 from trioswap.config.schema import ModelHooks
 from trioswap.errors import NothingLeftToStart, StartFailed
@@ -112,6 +112,7 @@ class ModelProcess:
         self.stuck = False
         self._prober = prober
         self._guardian = guardian
+        self._guarded = marker  # the name under which the guardian knows it
         self._port = Port.of(spec)
         self._family = Family(marker)
         self._output = Output(spec.name, logs)
@@ -131,6 +132,18 @@ class ModelProcess:
     @spec.setter
     def spec(self, spec: ModelConfig) -> None:
         self._commands.spec = spec
+        child = self._family.leader
+        if child is not None and child.returncode is None:
+            self._guard(child)
+
+    def _guard(self, child: Child) -> None:
+        """Tell the guardian how *child* is to be ended; its environment goes on to say what held at its start."""
+        before, spec = self._guarded, self.spec
+        is_marked = self.marker.endswith(guard.SPARED) or not spec.never_kill
+        self._guarded = self.marker if is_marked else self.marker + guard.SPARED
+        self._guardian.began(child.pid, self._guarded, spec.stop_argv or (), spec.env)
+        if before != self._guarded:
+            self._guardian.ended(before)
 
     @property
     def pid(self) -> int | None:
@@ -160,7 +173,7 @@ class ModelProcess:
             await self._family.leader.wait()
         while self._anybody_left():  # noqa: ASYNC110 - /proc gives no notice
             await trio.sleep(QUARANTINE_POLL)
-        self._guardian.ended(self.marker)
+        self._guardian.ended(self._guarded)
 
     # ---- from the first hook to the end of the server ------------------------------------
 
@@ -188,7 +201,7 @@ class ModelProcess:
     async def _spawn(self, nursery: trio.Nursery, deadline: float) -> None:
         def adopt(child: Child) -> None:
             self._family.leader = child
-            self._guardian.began(child.pid, self.marker, self.spec.stop_argv or (), self.spec.env)
+            self._guard(child)
             nursery.start_soon(self._output.keep, child)
             logger.info("spawned model=%s pid=%d attempt=%s", self.spec.name, child.pid, self.marker)
 
@@ -278,7 +291,7 @@ class ModelProcess:
         if self._commands.ran or self.spec.hooks.after_stop is not None:
             await self._end_hooks()
         if not self.stuck:
-            self._guardian.ended(self.marker)
+            self._guardian.ended(self._guarded)
 
     async def _stop(self, child: Child) -> None:
         """Hook, stop signal or command, grace, SIGKILL to the whole tree, port free, last words."""

@@ -1,7 +1,7 @@
 """What Linux's /proc tells about a model server's family of processes, and how to signal them without mistake.
 
-Looking is all it does: synchronous reads of a few milliseconds, no state.  When to look, how long
-to wait and what to make of it is the business of `process`.
+Looking is all it does: synchronous reads of a few milliseconds, no state but who hangs.  When to look, how long
+to wait and what to make of it is the business of `stopping`, `readiness` and `guard`.
 
 Why it is hard: a pid is a number that the kernel gives to somebody else as soon as its process is
 reaped, and a server may fork, daemonize, and leave its group and its session.  So a process is known
@@ -18,6 +18,9 @@ by its pid together with its start time, and it belongs to an attempt for one of
 A look that fails for want of a descriptor would find nobody, and a family that nobody is known to be
 left of is left alone for ever: so one descriptor is kept for it (`_Spare`), and when even that does not
 help the look raises, for "nobody was found" must mean that nobody is there (`SHORTAGE`).
+
+Environments are read in a thread, for one process that hangs would hold up the reader with it
+(`guard.Questions`).  Such a one belongs to an attempt by its session, or because it was seen earlier.
 
 Without /proc (other systems) nothing is known: lists and sets are empty, nothing is signalled, and
 `port_owner` says UNKNOWN.
@@ -42,6 +45,8 @@ from typing import Final, TypeVar
 
 import attrs
 
+from trioswap import guard
+
 # Set for each child to an id that no other attempt has.
 MARKER: Final = "TRIOSWAP_ATTEMPT"
 
@@ -62,8 +67,6 @@ class Process:
     """Clock ticks since boot."""
     name: str = attrs.field(eq=False)
     """The program's name as the kernel has it, at most 15 bytes."""
-    command: str = attrs.field(eq=False)
-    """The command line, for people; empty when it cannot be read."""
 
 
 class PortOwner(enum.Enum):
@@ -85,26 +88,29 @@ def look(pid: int) -> Process | None:
         OSError: of `SHORTAGE`, so nobody can say.
     """
     stat = _stat(pid)
-    return None if stat is None else _process(pid, stat)
+    return None if stat is None else Process(pid, stat.start_time, stat.name)
 
 
 def members(leader: int, marker: str) -> list[Process]:
     """Every live process of the attempt *marker* whose child was *leader*, for the reasons named above.
 
-    Zombies do not count.  Processes that changed their user count by session, so one that
-    we may not signal is still reported.  It is no snapshot: who forks during the look may be missed,
-    so whoever wants them all gone looks again after the kill, until nothing is found.
+    Zombies do not count, nor does who has left the session and hangs, which costs `guard.ASIDE` seconds once.
+    Processes that changed their user count by session, so one that we may not signal is still reported.
+    It is no snapshot: who forks during the look may be missed, so whoever wants them all gone looks again
+    after the kill, until nothing is found.
 
     Raises:
         OSError: of `SHORTAGE`, so nobody can say.
     """
     entry = f"\0{MARKER}={marker}\0".encode()
-    found = []
-    for pid in _pids():
-        stat = _stat(pid)
-        if stat is not None and (stat.session == leader or entry in _environ(pid)):
-            found.append(_process(pid, stat))
-    return found
+    stats = {(pid, stat.start_time): stat for pid in _pids() if (stat := _stat(pid)) is not None}
+    others = [identity for identity, stat in stats.items() if stat.session != leader]
+    marked = _questions.ask(lambda pid: entry in _environ(pid), others)
+    return [
+        Process(*identity, stat.name)
+        for identity, stat in stats.items()
+        if stat.session == leader or marked.get(identity, False)
+    ]
 
 
 def cpu_time(processes: Iterable[Process]) -> int:
@@ -163,9 +169,8 @@ def _stat(pid: int) -> _Stat | None:
     return _Stat(head.partition("(")[2], int(fields[3]), int(fields[19]))
 
 
-def _process(pid: int, stat: _Stat) -> Process:
-    command = _read(pid, "cmdline").rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
-    return Process(pid, stat.start_time, stat.name, command)
+# Of all families, so that who hangs does so for one of them.
+_questions: Final = guard.Questions()
 
 
 def _environ(pid: int) -> bytes:
@@ -219,14 +224,17 @@ class _Spare:
         except OSError as exc:
             if exc.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-        with self._lock:
+            # Who has it may hang with it.
+            if not self._lock.acquire(timeout=guard.ASIDE_MORE):
+                raise
+        try:
             if self._kept is not None:
                 os.close(self._kept)
                 self._kept = None
-            try:
-                return look(path)
-            finally:
-                self._keep()
+            return look(path)
+        finally:
+            self._keep()
+            self._lock.release()
 
     def _keep(self) -> None:
         with contextlib.suppress(OSError):
