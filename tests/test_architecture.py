@@ -145,6 +145,7 @@ ORDER = [
     "group",
     "arrangement",
     "lent",
+    "leftover",
     "fleet",
     "selfcheck",
     "routing",

@@ -234,8 +234,8 @@ async def test_everybody_else_is_left_alone(tmp_path, caplog):
         nursery.cancel_scope.cancel(reason="seen")
 
 
-async def run_child(marker: str, *, task_status: trio.TaskStatus[int]) -> None:
-    async with running(SLEEPS, until="up", env=marked(marker)) as child:
+async def run_child(marker: str, argv: tuple[str, ...] = SLEEPS, *, task_status: trio.TaskStatus[int]) -> None:
+    async with running(argv, until="up", env=marked(marker)) as child:
         task_status.started(child.pid)
         await trio.sleep_forever()
 
@@ -257,6 +257,42 @@ async def test_who_must_never_be_killed_is_not_forgotten(tmp_path, caplog):
             assert again.earlier == (A, claim.instance)
             await again.reap()
             assert written(tmp_path)["instances"] == [again.instance]
+
+
+@needs_proc
+async def test_who_is_left_is_known_by_model(tmp_path):
+    """With all markers of its attempts; not who was ended, nor who is of an earlier version and does not say."""
+    with claimed(tmp_path / "other") as other:
+        spared = [other.marker(number, "m", never_kill=True) for number in (1, 2)]
+        killed, silent = other.marker(3, "n"), other.marker(4, never_kill=True)
+    async with trio.open_nursery() as nursery:
+        children = {marker: await nursery.start(run_child, marker, DEAF) for marker in (*spared, killed, silent)}
+        async with claim_after(tmp_path, other.instance) as claim:
+            assert claim.left == ()
+            await claim.reap()
+            [found] = claim.left
+            assert (found.model, set(found.markers)) == ("m", set(spared))
+            assert set(found.processes) == {proctree.look(children[marker]) for marker in spared}
+        nursery.cancel_scope.cancel(reason="seen")
+
+
+@pytest.mark.parametrize(
+    "model", ["m", "spared", "x-spared", "-spared", ":", "a:b", "org/model", "two words", "100%", "%2D", "Größe\n"]
+)
+@pytest.mark.parametrize("never_kill", [False, True])
+def test_a_marker_names_its_model(model, never_kill):
+    """In one word, whatever the name; and who is called "spared" is not."""
+    claim = instance.Claim(A)
+    marker = claim.marker(7, model, never_kill=never_kill)
+    sweep = guard.Sweep([A], {})
+    sweep.found[1, 2], sweep.left = (marker, "python"), {(1, 2)}
+
+    assert marker.isprintable()
+    assert len(marker.split()) == 1
+    assert marker.endswith(guard.SPARED) is never_kill
+    assert marker.startswith(f"{A}-7:")
+    [left] = instance._by_model(sweep)
+    assert (left.model, left.markers, left.processes) == (model, (marker,), (proctree.Process(1, 2, "python"),))
 
 
 @needs_proc

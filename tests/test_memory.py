@@ -41,6 +41,32 @@ def memory_of(machine: FakeMachine, config: MemoryConfig | None = None, **wishes
     return Memory(config, machine, Budget(sizes, Footprints(tuple(sizes), wishes)))
 
 
+@pytest.mark.parametrize(
+    ("wish", "used", "held"),
+    [
+        (Wish(8), {}, {"gpu0": 8}),
+        (Wish(8), {"gpu1": 5, RAM: 1}, {"gpu1": 8, RAM: 1}),
+        (Wish(8), {"gpu1": 9, RAM: 1}, {"gpu1": 9, RAM: 1}),
+        (Wish({"gpu0": 8, "gpu1": 4}), {"gpu1": 9}, {"gpu0": 8, "gpu1": 9}),
+        (Wish(), {"gpu1": 5}, {"gpu1": 5}),
+        (Wish(), {"gpu1": 99, "gpu9": 7}, {"gpu1": 16}),
+    ],
+)
+def test_what_is_held_by_a_server_that_nobody_has_placed(wish, used, held):
+    """What its model needs, where most is used; or what is used, where that is more, and no more than there is."""
+    memory = memory_of(FakeMachine(TWO, uses={5: used, 6: {"gpu0": 20}}), m=wish)
+
+    assert {device: size for device, size in memory.held_by("m", [5]).items() if size} == held
+
+
+def test_a_server_of_which_nobody_knows_what_it_holds_may_hold_all():
+    """Where nothing is measured that can be trusted, and nothing was said."""
+    memory = memory_of(FakeMachine(TWO, uses={5: {RAM: 1}}), m=Wish())
+    memory.budget.footprints.trusts_measurement = False
+
+    assert memory.held_by("m", [5]) == TWO
+
+
 # ---- the contract of a machine: the real one and the fake keep it --------------------------------
 
 

@@ -1078,8 +1078,8 @@ async def test_the_guardian_knows_who_must_not_be_killed(prober):
     spec = attempt(("x",), prober, never_kill=True).process.spec
     make = partial(_supervise, Claim("i"), NOBODY, Logs(), prober, None)
 
-    assert make(spec, 1, NOTHING).marker == f"i-1{guard.SPARED}"
-    assert make(attrs.evolve(spec, never_kill=False), 2, NOTHING).marker == "i-2"
+    assert make(spec, 1, NOTHING).marker == f"i-1:{spec.name}{guard.SPARED}"
+    assert make(attrs.evolve(spec, never_kill=False), 2, NOTHING).marker == f"i-2:{spec.name}"
 
 
 async def test_an_end_is_noticed_without_pidfds_too(run, monkeypatch):

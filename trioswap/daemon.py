@@ -114,7 +114,7 @@ async def _serve(
     services.succession.reload = reloader.reload if reread is not None else None
     http = HttpServer(App(services), tls=tls)
     async with trio.open_nursery() as nursery:
-        await nursery.start(fleet.run)
+        await nursery.start(fleet.run, claim.left)
         await nursery.start(services.check.run)
         nursery.start_soon(feed_watchdog, lambda: services.check.is_alive)
         if certificates is not None:
@@ -166,7 +166,7 @@ def _supervise(
 ) -> ModelProcess:
     env = {} if memory is None else memory.environment(holding)
     spec = attrs.evolve(spec, env={**env, **spec.env})
-    return ModelProcess(spec, claim.marker(attempt, never_kill=spec.never_kill), logs, prober, guardian)
+    return ModelProcess(spec, claim.marker(attempt, spec.name, never_kill=spec.never_kill), logs, prober, guardian)
 
 
 async def _wait_stop_signal(signals: AsyncIterator[int], reloader: Reloader | None = None) -> None:

@@ -13,14 +13,15 @@ import attrs
 import trio
 
 from trioswap import lent
-from trioswap.arrangement import Arrangement
-from trioswap.config import Config
+from trioswap.arrangement import Arrangement, costs_of, policy_of
+from trioswap.config import Config, ModelConfig
 from trioswap.config.changes import Changes
 from trioswap.errors import ModelRemoved, ModelStuck, NoBudget
 from trioswap.footprints import Need, Wish
 from trioswap.forecast import Forecast, forecast, in_the_way, plan_of
 from trioswap.group import SwapGroup
 from trioswap.journal import Entry
+from trioswap.leftover import Leftover, adopt, keep
 from trioswap.lifecycle import State
 from trioswap.memory import FOREIGN_LOOK, Memory
 from trioswap.messages import ModelView, Squeezed, WaitView
@@ -57,6 +58,7 @@ class Fleet:
         self.arrangement = Arrangement(config, supervise, memory)
         self.costs, self.groups = self.arrangement.costs, self.arrangement.groups
         self.memory = memory
+        self._supervise = supervise
         self._seen: dict[str, WaitView] = {}  # what `progress` saw last, and when
         self._seen_at = -math.inf
         self.closing = trio.Event()
@@ -70,16 +72,42 @@ class Fleet:
         """The groups as they stand."""
         return f"<Fleet {self.groups!r}>"
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own every model server; return after `shutdown()` when all process trees are gone."""
+    async def run(
+        self, left: Iterable[Leftover] = (), *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Own every model server; return after `shutdown()` when all process trees are gone.
+
+        What earlier daemons have *left* is in the books before `started`.
+        """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for group in self.groups:
                 await nursery.start(group.run)
+            for leftover in left:
+                self._adopt(leftover, nursery)
             self._watch_others_in(nursery)
             task_status.started()
             await self.closing.wait()  # also while there is no model: a reload may bring some
         self._ended.set()
+
+    def _adopt(self, leftover: Leftover, nursery: trio.Nursery) -> None:
+        if leftover.model not in self._group_of and not self._add_unconfigured(leftover.model):
+            logger.warning("model=%s is not configured any more, and its memory is not counted", leftover.model)
+            return
+        group = self._group_of[leftover.model]
+        nursery.start_soon(keep, group, adopt(group, leftover, self.memory))
+
+    def _add_unconfigured(self, name: str) -> bool:
+        """Have *name* in the books as one that a reload has removed and that has not ended; False: nobody counts it."""
+        if self.memory is None or not self.groups:
+            return False
+        spec = ModelConfig(name, argv=(name,), proxy="http://127.0.0.1")  # it will not be started
+        group = self._group_of[name] = self.groups[0]  # where memory counts there is only one
+        self.costs[name] = costs_of(spec)
+        self.memory.budget.footprints.add(name, Wish())
+        group.add(spec, policy_of(self.arrangement.config, spec), self._supervise, self.costs[name])
+        group.core.models[name].removed = True
+        return True
 
     async def reload(self, config: Config, changes: Changes) -> None:
         """Have *config*, which differs in *changes*, in effect; returns when what can be live is.

@@ -19,12 +19,14 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote, unquote
 
 import attrs
 import trio
 
 from trioswap import guard, proctree
 from trioswap.errors import Misuse
+from trioswap.leftover import Leftover
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,8 @@ _LARGEST: Final = 65536
 _DIRECTORY_MODE: Final = 0o700
 # As `claimed` makes them.  An empty one would be found in every marker.
 _ID: Final = re.compile(r"[0-9a-f]{8}")
+# As `quote` would write it, if it did.
+_DASH: Final = "%2D"
 
 
 @attrs.frozen
@@ -59,10 +63,16 @@ class Claim:
     earlier: tuple[str, ...] = ()
     """The instances before it of which something may still run."""
     _file: int | None = None
+    left: tuple[Leftover, ...] = attrs.field(default=(), init=False)
+    """What `reap` could not, or must not, end, by model."""
 
-    def marker(self, attempt: int, *, never_kill: bool = False) -> str:
-        """The value of `proctree.MARKER` for an attempt; it says too whether SIGKILL is forbidden."""
-        return f"{self.instance}-{attempt}{guard.SPARED if never_kill else ''}"
+    def marker(self, attempt: int, model: str = "", *, never_kill: bool = False) -> str:
+        """The value of `proctree.MARKER` for an attempt at *model*; it says too whether SIGKILL is forbidden.
+
+        One word; the name has no dash in it, or a model named "x-spared" would be spared.
+        """
+        name = f":{quote(model, safe='/:').replace('-', _DASH)}" if model else ""
+        return f"{self.instance}-{attempt}{name}{guard.SPARED if never_kill else ''}"
 
     async def reap(self) -> None:
         """Stop what earlier instances have left, and say so in a line for each process.
@@ -78,6 +88,7 @@ class Claim:
             logger.warning("an earlier daemon has left pid=%d %s attempt=%s; it %s", process[0], name, marker, outcome)
         stay = {sweep.found[process][0].partition("-")[0] for process in sweep.left}
         self.earlier = tuple(instance for instance in self.earlier if instance in stay)
+        self.left = _by_model(sweep)
         self.write()
 
     def write(self) -> None:
@@ -92,6 +103,19 @@ class Claim:
             os.ftruncate(self._file, len(data))
         except OSError as exc:
             logger.warning("after this daemon was killed, the next one would not know of it: %s", exc)
+
+
+def _by_model(sweep: guard.Sweep) -> tuple[Leftover, ...]:
+    """Who is left; without those of whom nobody knows to which model they belong (of an earlier version)."""
+    left: dict[str, dict[str, list[proctree.Process]]] = {}
+    for process in sorted(sweep.left):
+        marker, name = sweep.found[process]
+        if model := unquote(marker.removesuffix(guard.SPARED).partition(":")[2]):
+            left.setdefault(model, {}).setdefault(marker, []).append(proctree.Process(*process, name))
+    return tuple(
+        Leftover(model, tuple(found), tuple(one for family in found.values() for one in family))
+        for model, found in sorted(left.items())
+    )
 
 
 @contextmanager

@@ -120,6 +120,17 @@ class Memory:
                 raise
             pause = min(LOOK_GROWTH * pause, LAST_LOOK)
 
+    def held_by(self, model: str, pids: Iterable[int]) -> Holding:
+        """What *model* holds whose server nobody has placed: what it needs, and what *pids* use where that is more."""
+        found, footprints = self.machine.used_by(pids), self.budget.footprints
+        used = {device: size for device, size in found.items() if device in self.budget.sizes}
+        ways = footprints.need(model).holdings
+        if not ways and not footprints.trusts_measurement:
+            return dict(self.budget.sizes)  # nobody knows, so it may be all
+        # Of several ways that on which most is used; where nothing tells, the first.
+        need = max(ways, key=lambda way: sum(min(size, used.get(name, 0)) for name, size in way.items()), default={})
+        return self.budget.reserve({name: max(need.get(name, 0), used.get(name, 0)) for name in {**need, **used}})
+
     def free(self) -> Mapping[str, int]:
         """Bytes free now of each device."""
         return self.machine.free()

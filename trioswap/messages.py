@@ -79,6 +79,8 @@ class GotStuck:
 
     model: str
     attempt: int
+    pids: tuple[int, ...] = ()
+    """Who is left, where that is known; for people."""
 
 
 @attrs.frozen

@@ -47,7 +47,7 @@ def hopeless(claim: Model, blocker: Model | None, budget: Budget | None) -> Call
         taken = budget is not None and budget.could_fit(claim.name)
         return partial(MemoryTaken if taken else DoesNotFit, claim.name)
     if blocker.stuck:
-        return partial(ModelStuck, claim.name, blocker.name)
+        return partial(ModelStuck, claim.name, blocker.name, blocker.pids)
     return partial(MemoryLent, claim.name, blocker.name)
 
 

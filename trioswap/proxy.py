@@ -348,7 +348,7 @@ async def _next(take: trio.MemoryReceiveChannel[Piece]) -> Piece:
     """The next piece; no checkpoint if it is there."""
     try:
         return take.receive_nowait()
-    except trio.WouldBlock:
+    except (trio.WouldBlock, trio.EndOfChannel):  # the reader ends without a word when both are cancelled
         return await take.receive()
 
 

@@ -129,8 +129,8 @@ class Scheduler(Books):
                 self._ended(self.models[name], attempt, failure)
             case Died(name, attempt, why):
                 self._died(self.models[name], attempt, why)
-            case GotStuck(name, attempt):
-                self._got_stuck(self.models[name], attempt)
+            case GotStuck(name, attempt, pids):
+                self._got_stuck(self.models[name], attempt, pids)
             case Measured(name, attempt, peak):
                 self._measured(self.models[name], attempt, peak)
             case Squeezed(sizes) if self._budget is not None:
@@ -274,12 +274,13 @@ class Scheduler(Books):
         if isinstance(failure, StartFailed) or model.circuit.is_open(self._now):
             self._reject_all(model, partial(model.circuit.refusal, self._now))
 
-    def _got_stuck(self, model: Model, attempt: int) -> None:
+    def _got_stuck(self, model: Model, attempt: int, pids: tuple[int, ...]) -> None:
         if not self._is_news(model, attempt, *OCCUPIED):
             return
         if model.state is not State.STOPPING:  # it ended by itself, and left something that does not
             self._begin_stop(model)
         model.stuck = self._stale = True
+        model.pids = pids
 
     def _measured(self, model: Model, attempt: int, peak: Holding) -> None:
         if self._budget is not None and self._is_news(model, attempt, *OCCUPIED):

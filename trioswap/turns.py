@@ -151,6 +151,8 @@ class Model:
     """`Drained` has come in this DRAINING: who is still counted is to be cut loose."""
     stuck: bool = False
     """Its process could not be ended (`GotStuck`); only while STOPPING."""
+    pids: tuple[int, ...] = ()
+    """While it is stuck: who is left, where that was said."""
     out_of_memory: bool = False
     """Its last start failed for want of memory, and it is tried once more."""
     circuit: Circuit = attrs.field(factory=Circuit)

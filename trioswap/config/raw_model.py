@@ -175,7 +175,9 @@ class RawModel:
     stop_signal: str | None = key("The signal that asks the server to end.", default='"SIGTERM"', choices=STOP_SIGNALS)
     never_kill: bool | None = key(
         "Whether its processes are never sent SIGKILL, for hardware that wedges on it. What has not ended after the"
-        " grace is then left to itself, and its memory stays reserved until it has.",
+        " grace is then left to itself, and its memory stays reserved until it has, by the next trioswap with the same"
+        " `state_dir` too; the model is not started anew before. A service manager must not send SIGKILL either:"
+        " `SendSIGKILL=no` for systemd.",
         default="false",
     )
     hooks: RawModelHooks | None = key(

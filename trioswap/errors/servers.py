@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trioswap.errors.base import TrioswapError
@@ -92,9 +92,13 @@ class ModelStuck(ModelError):
 
     retry_after = 60
 
-    def __init__(self, model: str, stuck: str) -> None:
+    def __init__(self, model: str, stuck: str, pids: Iterable[int] = ()) -> None:
         what = "" if model == stuck else f'model "{model}" cannot start: '
-        super().__init__(model, f'{what}the process of model "{stuck}" could not be ended and still holds its memory')
+        left = ", ".join(map(str, pids))
+        advice = f"; wait until it ends by itself, or end pid {left} by hand" if left else ""
+        super().__init__(
+            model, f'{what}the process of model "{stuck}" could not be ended and still holds its memory{advice}'
+        )
 
 
 class MemoryLent(ModelError):
