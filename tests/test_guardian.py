@@ -11,7 +11,6 @@ import statistics
 import subprocess
 import sys
 import termios
-import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -185,10 +184,10 @@ async def test_the_guardian_knows_what_a_reload_says_of_the_end(tmp_path):
     def touch(name: str) -> list[str]:
         return [str(shutil.which("touch")), str(tmp_path / name)]
 
-    file = write_config(tmp_path, {"a": {**deaf.table("a"), "cmd_stop": touch("old")}})
+    state = str(tmp_path / "state")
+    file = write_config(tmp_path, {"a": {**deaf.table("a"), "cmd_stop": touch("old")}}, state_dir=state)
     async with command("serve", "-c", file) as served:
         pid = int((await fetch(served.port, "GET", "/upstream/a/pid")).text)
-        state = tomllib.loads(Path(file).read_text())["state_dir"]
         models = {"a": {**deaf.table("a"), "cmd_stop": touch("new"), "never_kill": True}}
         write_config(tmp_path, models, state_dir=state)
         answer = await fetch(served.port, "POST", "/api/reload")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import ssl
 import threading
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -12,8 +13,10 @@ from functools import partial
 from pathlib import Path
 
 import attrs
+import httpx  # noqa: TID251 - a client that speaks TLS
 import pytest
 import trio
+import trustme
 from children import PATIENCE, alive
 from commands import daemon as command
 from daemons import (
@@ -361,6 +364,55 @@ async def test_mistakes_change_nothing(tmp_path):
         assert await daemon.pid("a") == pid
         await client.piece()
         assert (await daemon.reload({**models, "b": scripted()}))["added"] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [("http://192.168.1.256:8080", "four numbers from 0 to 255"), ("http://xn--:80", "is no address")],
+)
+async def test_a_peer_without_an_address_changes_nothing(tmp_path, address, why):
+    """Not even what was to change beside it: what is removed in the same file stays, and serves."""
+    models = {"a": scripted()}
+    async with reloading(tmp_path, models) as daemon:
+        pid = await daemon.pid("a")
+        daemon.write({"b": scripted()}, peers={"p": {"proxy": address, "models": ["m"]}})
+        answer = await fetch(daemon.port, "POST", "/api/reload")
+        assert answer.status == 422
+        assert why in answer.json()["error"]["mistakes"][0]
+        assert await daemon.pid("a") == pid
+        assert await daemon.listed() == ["a"]
+        assert (await daemon.reload({"b": scripted()}))["removed"] == ["a"]
+
+
+async def test_a_certificate_that_cannot_be_used_changes_nothing(tmp_path):
+    """It is told each time, and clients go on to see the old one."""
+    authority = trustme.CA()
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    for name in ("old", "new"):
+        issued = authority.issue_cert("127.0.0.1")
+        issued.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        issued.cert_chain_pems[0].write_to_path(tmp_path / f"{name}.pem")
+
+    def tls(certificate: str, key: str) -> dict[str, str]:
+        return {"cert_file": str(tmp_path / f"{certificate}.pem"), "key_file": str(tmp_path / f"{key}.key")}
+
+    async with reloading(tmp_path, {"a": scripted()}, tls=tls("old", "old")) as daemon:
+        url = f"https://127.0.0.1:{daemon.port}"
+        async with httpx.AsyncClient(base_url=url, verify=trusting, timeout=PATIENCE) as client:
+            for models in ({"a": scripted()}, {"b": scripted()}):
+                daemon.write(models, tls=tls("new", "old"))
+                answer = await client.post("/api/reload")
+                assert answer.status_code == 422
+                assert "tls: " in answer.json()["error"]["mistakes"][0]
+                assert [row["id"] for row in (await client.get("/v1/models")).json()["data"]] == ["a"]
+            daemon.write({"b": scripted()}, tls=tls("new", "new"))
+            answer = await client.post("/api/reload")
+            assert answer.status_code == 200
+            assert "tls" in answer.json()["settings"]
+        expected = ssl.PEM_cert_to_DER_cert((tmp_path / "new.pem").read_text())
+        shown = await trio.to_thread.run_sync(ssl.get_server_certificate, ("127.0.0.1", daemon.port))
+        assert ssl.PEM_cert_to_DER_cert(shown) == expected
 
 
 async def test_many_reloads_at_once(tmp_path):

@@ -17,7 +17,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 
 import attrs
@@ -37,7 +37,7 @@ from trioswap.names import Names
 from trioswap.notify import feed_watchdog, more_time, notify
 from trioswap.process import ModelProcess
 from trioswap.reloading import Reloader
-from trioswap.remote import Peer, Prober
+from trioswap.remote import Peer, Prober, make_peers
 from trioswap.residency import Holding
 from trioswap.returning import Returner
 from trioswap.routing import Routing
@@ -71,9 +71,11 @@ async def serve(
 
     Raises:
         BadCertificate, CannotListen: before anything was started.
+        ConfigError: likewise; the address of a peer is none.
         Misuse: another daemon has the state directory.
     """
     certificates = Certificates(config.tls) if config.tls is not None else None
+    peers = make_peers(config.peers.values())
     with (
         # The outermost: a signal that comes while the last things end must not end us without them.
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
@@ -83,7 +85,7 @@ async def serve(
             await claim.reap()
             async with guarded(claim.instance, anybody_late) as guardian:
                 await _serve(
-                    config, logs, reread, watch, listeners, certificates, claim, guardian, signals, task_status
+                    config, logs, reread, watch, listeners, certificates, peers, claim, guardian, signals, task_status
                 )
 
 
@@ -94,6 +96,7 @@ async def _serve(
     watch: Watch | None,
     listeners: Sequence[trio.SocketListener],
     certificates: Certificates | None,
+    peers: Mapping[str, Peer],
     claim: Claim,
     guardian: Guardian,
     signals: AsyncIterator[int],
@@ -106,7 +109,6 @@ async def _serve(
     state = State(directory / FILE, config, fleet.costs, memory.budget.footprints if memory else None)
     state.restore()
     tls = certificates.current if certificates is not None else None
-    peers = {name: Peer(peer) for name, peer in config.peers.items()}
     routing = Routing(Names(config), fleet, peers)
     services = Services(config, fleet, logs, routing, int(time.time()))
     returner = Returner(fleet, config)

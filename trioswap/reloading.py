@@ -7,6 +7,7 @@ model servers is the business of `arrangement`.
 from __future__ import annotations
 
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -19,12 +20,12 @@ from trioswap.api import Services
 from trioswap.config import Config
 from trioswap.config.changes import Changes, compare, effective
 from trioswap.cors import Cors
-from trioswap.errors import ConfigError, NothingToReload, ShuttingDown, TrioswapError
+from trioswap.errors import BadCertificate, ConfigError, NothingToReload, ShuttingDown, TrioswapError
 from trioswap.names import Names
-from trioswap.remote import Peer
+from trioswap.remote import Peer, make_peers
 from trioswap.returning import Returner
 from trioswap.state import State
-from trioswap.tls import Certificates
+from trioswap.tls import Certificates, make_context
 from trioswap.watching import Watch
 
 logger = logging.getLogger(__name__)
@@ -141,21 +142,32 @@ class Reloader:
         new = await trio.to_thread.run_sync(reread, old, abandon_on_cancel=True)
         changes, config = compare(old, new), effective(old, new)
         if not changes.nothing:
+            # Whatever can fail comes first, while nothing has changed.
+            fresh = make_peers(peer for peer in config.peers.values() if peer not in old.peers.values())
+            context = self._make_context(config, changes)
             await services.fleet.reload(config, changes)
             # The rest belongs to the same step: nothing awaits.
             self.state.renew(config)
-            self._replace(services, config, changes, nursery)
+            self._replace(services, config, changes, fresh, nursery)
+            if context is not None and config.tls is not None and self.certificates is not None:
+                self.certificates.replace(config.tls, context)
         logger.info("reloaded: %s", changes)
         return changes
 
-    def _replace(self, services: Services, config: Config, changes: Changes, nursery: trio.Nursery) -> None:
+    def _make_context(self, config: Config, changes: Changes) -> ssl.SSLContext | None:
+        """What the new certificate is shown with; None: it is the old one."""
+        if self.certificates is None or config.tls is None or "tls" not in changes.settings:
+            return None
+        try:
+            return make_context(config.tls)
+        except BadCertificate as exc:
+            raise ConfigError("configuration", [f"tls: {exc.message}"]) from exc
+
+    def _replace(
+        self, services: Services, config: Config, changes: Changes, fresh: Mapping[str, Peer], nursery: trio.Nursery
+    ) -> None:
         old_peers = services.routing.peers
-        peers = {
-            name: old_peers[name]
-            for name, peer in config.peers.items()
-            if name in old_peers and old_peers[name].config == peer
-        }
-        fresh = {name: Peer(peer) for name, peer in config.peers.items() if name not in peers}
+        peers = {name: old_peers[name] for name in config.peers if name not in fresh}
         # The active profile is none again, as after a reload of llama-swap (surface reference, glossary).
         routing = services.routing.renewed(Names(config), {**peers, **fresh})
         services.quotas.config = config
@@ -171,9 +183,6 @@ class Reloader:
             logsetup.set_level(config.log_level)
         if "log_time_format" in changes.settings:
             logsetup.set_time_format(config.log_time_format)
-        if self.certificates is not None and config.tls is not None and "tls" in changes.settings:
-            self.certificates.config = config.tls
-            self.certificates.reload()
         self._preload(nursery, config, services.config)
         if self.returner is not None:
             self.returner.renew(config)

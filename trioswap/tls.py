@@ -69,6 +69,12 @@ class Certificates:
         logger.info("loaded the certificate in %s", self.config.cert_file)
         return True
 
+    def replace(self, config: TlsConfig, context: ssl.SSLContext) -> None:
+        """Show another certificate, of which *context* has been made."""
+        self.config, self.context = config, context
+        self._stamps = self._look()
+        logger.info("loaded the certificate in %s", config.cert_file)
+
     async def run(self) -> None:
         """Reload when a file, or what a symbolic link leads to, is another than before; for ever.
 

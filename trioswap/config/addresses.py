@@ -5,6 +5,7 @@ Nothing is looked up: names other than `localhost` are compared as they are writ
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Final
 
@@ -19,6 +20,7 @@ _SOCKET: Final = re.compile(r"/[^/](?:.*[^/])?", re.DOTALL)
 # What the address of a socket has room for, without the NUL that ends it (unix(7): 108 with it).
 LONGEST_SOCKET: Final = 107
 _URL: Final = re.compile(rf"(?P<scheme>https?)://{_HOST}(?::(?P<port>[0-9]{{1,9}}))?(?:/[!-~]*)?")
+_NUMBERS: Final = re.compile(r"[0-9.]+")
 _QUERY: Final = re.compile(r"[?#]")
 _PORTS: Final = {"http": 80, "https": 443}
 MAX_PORT: Final = 65_535
@@ -98,9 +100,15 @@ def parse_peer(value: str) -> Address:
     """The address meant by a base URL of http[s]://HOST[:PORT][/PATH].
 
     Raises:
-        ValueError: it has another form, or the port is not in 1..65535.
+        ValueError: it has another form, or no such address exists, or the port is not in 1..65535.
     """
-    return _parse_url(value, "http[s]://HOST[:PORT][/PATH]")
+    address = _parse_url(value, allowed := "http[s]://HOST[:PORT][/PATH]")
+    if _NUMBERS.fullmatch(address.host):
+        try:
+            ipaddress.IPv4Address(address.host)
+        except ValueError:
+            raise ValueError(f"{found(value, allowed)} with four numbers from 0 to 255, or a name") from None
+    return address
 
 
 def _parse_url(value: str, allowed: str) -> Address:

@@ -9,7 +9,7 @@
 from trioswap.remote.daemon import DaemonClient, Loan, daemon_client, memory_loan
 from trioswap.remote.exchange import PeerResponse
 from trioswap.remote.health import PeerHealth, PeerState
-from trioswap.remote.peer import Peer
+from trioswap.remote.peer import Peer, make_peers
 from trioswap.remote.probe import Prober
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "PeerState",
     "Prober",
     "daemon_client",
+    "make_peers",
     "memory_loan",
 ]

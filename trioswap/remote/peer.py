@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import os
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -27,7 +27,7 @@ import httpx  # noqa: TID251 - the package is the one that may
 import trio
 
 from trioswap.config.parts import PeerConfig
-from trioswap.errors import BadRequest, PeerFailed, PeerTimedOut
+from trioswap.errors import BadRequest, ConfigError, PeerFailed, PeerTimedOut
 from trioswap.origin import Header
 from trioswap.remote.exchange import FOREIGN, PeerResponse, Pieces, Upload
 from trioswap.remote.health import PeerHealth, Watch
@@ -49,6 +49,23 @@ _CLIENTS: Final = (b"forwarded", b"x-forwarded-")
 _OURS: Final = frozenset({b"host", b"content-length", b"expect"})
 _CREDENTIALS: Final = frozenset({b"authorization", b"x-api-key"})
 _WITH_BODY: Final = frozenset({"POST", "PUT", "PATCH"})
+
+
+def make_peers(configs: Iterable[PeerConfig]) -> dict[str, Peer]:
+    """A peer for each of *configs*, by name.
+
+    Raises:
+        ConfigError: an address is none, in the eyes of who is to connect there; no peer is made then.
+    """
+    peers, mistakes = {}, []
+    for config in configs:
+        try:
+            peers[config.name] = Peer(config)
+        except (httpx.InvalidURL, ValueError) as exc:  # UnicodeError is one: a name that is none (IDNA)
+            mistakes.append(f"peers.{config.name}.proxy: found {config.proxy}, which is no address: {exc}")
+    if mistakes:
+        raise ConfigError("configuration", mistakes)
+    return peers
 
 
 class Peer:
