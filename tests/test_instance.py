@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -72,9 +73,10 @@ async def test_a_second_daemon_is_refused(tmp_path):
             assert (await fetch(third.port, "GET", "/health")).status == 200
 
 
-def test_the_claim_ends_with_the_block(tmp_path):
+async def test_the_claim_ends_with_the_block(tmp_path):
     """And while it lasts nobody else gets one."""
     with claimed(tmp_path / "new" / "state") as claim:
+        await claim.reap()
         with pytest.raises(Misuse, match=f"pid {os.getpid()}"), claimed(tmp_path / "new" / "state"):
             pass
         assert written(tmp_path / "new" / "state")["instances"] == [claim.instance], "the refused one writes nothing"
@@ -96,14 +98,26 @@ def test_a_child_does_not_inherit_the_claim(tmp_path):
         child.communicate()
 
 
-def test_who_holds_it_is_in_the_file(tmp_path):
-    """Pid and start time, the id that the markers begin with, and those before."""
+async def test_who_holds_it_is_in_the_file(tmp_path):
+    """Pid and start time, those before, and the id that the markers begin with once something may be started."""
     write(tmp_path, A)
     with claimed(tmp_path) as claim:
         me = proctree.look(os.getpid())
-        expected = {"pid": me.pid, "start_time": me.start_time, "instances": [A, claim.instance]}
+        expected = {"pid": me.pid, "start_time": me.start_time, "instances": [A]}
         assert written(tmp_path) == expected
-    assert written(tmp_path) == expected
+        await claim.reap()
+        assert written(tmp_path) == {**expected, "instances": [claim.instance]}
+    assert written(tmp_path) == {**expected, "instances": [claim.instance]}
+
+
+async def test_starts_that_fail_leave_no_trace(tmp_path):
+    """A port that is taken, and a service manager that tries again for ever: the file must not grow."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        settings = {"state_dir": str(tmp_path), "listen": f"127.0.0.1:{taken.getsockname()[1]}"}
+        path = write_config(tmp_path, {"a": scripted()}, **settings)
+        write(tmp_path, A)
+        assert (await trioswap("serve", "-c", path)).returncode == 1
+    assert written(tmp_path)["instances"] == [A]
 
 
 async def test_a_directory_that_cannot_be_written_is_one_warning(tmp_path, caplog):
@@ -144,11 +158,12 @@ async def test_where_there_are_no_locks_nothing_is_stopped(tmp_path, caplog, mon
         "[" * 50_000,
     ],
 )
-def test_a_file_that_makes_no_sense_is_written_anew(tmp_path, caplog, text):
+async def test_a_file_that_makes_no_sense_is_written_anew(tmp_path, caplog, text):
     """With a warning, for something may be left."""
     (tmp_path / FILE).write_text(text, encoding="latin-1")
     with claimed(tmp_path) as claim:
         assert claim.earlier == ()
+        await claim.reap()
         assert written(tmp_path)["instances"] == [claim.instance]
     assert "cannot be read" in caplog.text
 
@@ -297,12 +312,12 @@ def test_a_marker_names_its_model(model, never_kill):
 
 @needs_proc
 async def test_a_start_that_is_killed_forgets_nothing(tmp_path):
-    """The file names earlier instances until nothing is left of them, and the present one before it starts anything."""
+    """The file names earlier instances until nothing is left of them."""
     async with running(DEAF, until="up", env=marked(f"{A}-1")) as deaf:
-        async with claim_after(tmp_path, A) as killed:
+        async with claim_after(tmp_path, A):
             pass  # here it was killed
         with claimed(tmp_path) as claim:
-            assert claim.earlier == (A, killed.instance)
+            assert claim.earlier == (A,)
             await claim.reap()
             assert await deaf.wait() == -signal.SIGKILL
 

@@ -431,7 +431,7 @@ async def test_who_talks_on_after_a_death_holds_nothing_up(run, tmp_path):
         os.kill(child.process.pid, signal.SIGKILL)
         await child.wait_over()
 
-    assert child.why == 'was killed by SIGKILL ("more")'
+    assert child.why.startswith('was killed by SIGKILL ("')  # and then a last line that may be cut anywhere
     assert child.nothing_left
 
 

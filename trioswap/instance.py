@@ -63,6 +63,8 @@ class Claim:
     earlier: tuple[str, ...] = ()
     """The instances before it of which something may still run."""
     _file: int | None = None
+    _may_start: bool = attrs.field(default=False, init=False)
+    """The file is to name this one, too: not if it never gets so far, for such starts may be many."""
     left: tuple[Leftover, ...] = attrs.field(default=(), init=False)
     """What `reap` could not, or must not, end, by model."""
 
@@ -75,12 +77,16 @@ class Claim:
         return f"{self.instance}-{attempt}{name}{guard.SPARED if never_kill else ''}"
 
     async def reap(self) -> None:
-        """Stop what earlier instances have left, and say so in a line for each process.
+        """Stop what earlier instances have left, and say so in a line for each process; then others may be started.
 
         Takes at most `PATIENCE` seconds, and some milliseconds when nothing was left.
         """
-        if not self.earlier:
-            return
+        if self.earlier:
+            await self._stop_the_earlier()
+        self._may_start = True
+        self.write()
+
+    async def _stop_the_earlier(self) -> None:
         sweep = guard.Sweep(self.earlier, {})
         await trio.to_thread.run_sync(partial(sweep.run, GRACE, PATIENCE))
         for process, (marker, name) in sweep.found.items():
@@ -89,7 +95,6 @@ class Claim:
         stay = {sweep.found[process][0].partition("-")[0] for process in sweep.left}
         self.earlier = tuple(instance for instance in self.earlier if instance in stay)
         self.left = _by_model(sweep)
-        self.write()
 
     def write(self) -> None:
         """Write the file anew, if there is one."""
@@ -97,7 +102,8 @@ class Claim:
             return
         try:
             me = proctree.look(os.getpid())
-            contents = Contents(os.getpid(), me.start_time if me else 0, (*self.earlier, self.instance))
+            instances = (*self.earlier, self.instance) if self._may_start else self.earlier
+            contents = Contents(os.getpid(), me.start_time if me else 0, instances)
             data = json.dumps(attrs.asdict(contents)).encode() + b"\n"
             os.pwrite(self._file, data, 0)  # in place: a new file would not be locked
             os.ftruncate(self._file, len(data))
