@@ -239,3 +239,59 @@ async def test_a_loan_that_ends_too_late_is_forgotten_all_the_same(script, autoj
         assert fleet.memory.budget.footprints.wishes.keys() == {"a", "b"}
         async with fleet.hold("loan", Wish(20)) as holding:
             assert holding == {"gpu0": 20}
+
+
+# ---- who waits for whom ------------------------------------------------------------------------
+
+
+async def served_after(fleet: Fleet, name: str, seconds: float, waits: dict[str, float]) -> None:
+    """Use *name* for so long; note how long that was waited for."""
+    begun = trio.current_time()
+    async with fleet.lease(name):
+        waits.setdefault(name, trio.current_time() - begun)
+        await trio.sleep(seconds)
+
+
+async def test_a_light_request_books_nothing_that_heavy_ones_wait_for(autojump_clock):
+    """Overdue, it still may not have the model that works for somebody heavy; who is as heavy is due there before."""
+    script = Script(load=5.0, stop=1.0)
+    models = {"h1": spec("h1", weight=4.0), "h2": spec("h2", weight=4.0), "l": spec("l", weight=0.25)}
+    models = {name: attrs.evolve(model, max_wait=60.0) for name, model in models.items()}
+    waits: dict[str, float] = {}
+    config = Config(models, (GroupConfig("(default)", tuple(models)),))
+    async with running(config, script) as fleet, trio.open_nursery() as nursery:
+
+        async def hammer() -> None:
+            while True:
+                nursery.start_soon(served_after, fleet, "h1", 3.0, waits)
+                await trio.sleep(1.0)
+
+        nursery.start_soon(hammer)
+        await trio.sleep(20)
+        nursery.start_soon(served_after, fleet, "l", 1.0, waits)
+        await trio.sleep(245)
+        await served_after(fleet, "h2", 1.0, waits)
+        nursery.cancel_scope.cancel(reason="seen")
+    assert waits["h2"] < 132, "its bound in docs/scheduling.md"
+
+
+async def test_who_becomes_due_is_thought_about_even_if_nobody_can_be_put_out(autojump_clock):
+    """It passes one of higher priority then, so that a third one, which had to stand back, has room."""
+    size = 2**30
+    script = Script(load=5.0, stop=40.0, machine=FakeMachine({"ram": 12 * size}))
+    models = {
+        "big": spec("big", priority=1),
+        "c": spec("c", memory=4 * size, max_wait=10.0),
+        "d": spec("d", memory=5 * size),
+    }
+    config = Config(models, (), memory=MemoryConfig(devices={"ram": 12 * size}, headroom=0))
+    waits: dict[str, float] = {}
+    async with running(config, script) as fleet:
+        await served_after(fleet, "c", 1.0, {})
+        await trio.sleep(100)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served_after, fleet, "big", 1.0, waits)
+            await trio.sleep(1)
+            for name in "cd":
+                nursery.start_soon(served_after, fleet, name, 1.0, waits)
+    assert waits["d"] == pytest.approx(15.0), "c is due after 10 s, and d takes 5 s to load"

@@ -210,6 +210,32 @@ async def use_and_fail(group: SwapGroup, script: Script) -> None:
         await use(group, "a", 1000, script)
 
 
+async def test_an_unload_that_is_repeated_does_not_take_longer(script, nursery, autojump_clock):
+    """Who asks again and again would else give it the whole time each time, and nobody else would ever come."""
+    group = make_group(script, GroupConfig("pair", ("a", "b")), max_wait=5.0)
+    await nursery.start(group.run)
+
+    async def use_for_ever() -> None:
+        with pytest.raises(LeaseCut, match="30 s after its model was to stop"):
+            await use(group, "a", 1e5, script)
+
+    nursery.start_soon(use_for_ever)
+    await trio.sleep(10)
+
+    async def ask_again() -> None:
+        while True:
+            with trio.move_on_after(5):
+                await group.unload(["a"])
+            await trio.sleep(1)
+
+    nursery.start_soon(ask_again)
+    await trio.sleep(1)
+    begun = trio.current_time()
+    await use(group, "b", 0, script)
+    assert trio.current_time() - begun < group.models["a"].unload_drain_timeout + 10
+    nursery.cancel_scope.cancel()
+
+
 async def test_an_unload_of_one_that_makes_room_already_does_not_forget_who_waits(script, nursery, autojump_clock):
     """An idle model goes together with one that serves; unloaded meanwhile, it goes alone, and the newcomer comes."""
     pair = GroupConfig("pair", ("b", "c"), swap=False, exclusive=False)

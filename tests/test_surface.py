@@ -1087,6 +1087,14 @@ async def test_whoever_is_refused_when_it_is_told_that_it_waits():
             assert (await fetch(served.port, "POST", CHAT, chat("a"), ("prefer", "wait=0"))).status == 503
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_whoever_asks_one_after_the_other_never_meets_itself(stream):
+    """`concurrency_limit = 1`: the answer is over for the limit before the client has all of it."""
+    async with daemon({"a": scripted(concurrency_limit=1)}) as served:
+        for _ in range(100):
+            assert (await fetch(served.port, "POST", CHAT, chat("a", stream=stream))).status == 200
+
+
 async def test_comments_show_that_somebody_is_at_work():
     """A stream begins before its model is there; comments in it, as many as it takes, then what the model says."""
     async with daemon({"a": scripted("--ready-delay", 0.5)}, heartbeat=0.05) as served:

@@ -285,6 +285,9 @@ class SwapGroup:
                 self._answers[ticket].error = error
                 self._answers[ticket].given.set()
             case CloseGate(model, attempt, reason, unload):
+                if unload and self._runs[model].unloading and attempt in self._gates:
+                    return  # else whoever asks again and again would give it the whole time each time
+                self._runs[model].unloading = unload
                 self._open_gate(attempt)  # an unload takes over from a swap
                 self._gates[attempt] = scope = trio.CancelScope()
                 self._nursery.start_soon(self._drain, self._runs[model], scope, reason, unload)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Final
 from urllib.parse import unquote
@@ -128,11 +129,14 @@ async def _upload(exchange: Exchange, services: Services, stack: ExitStack) -> b
 
 async def _forward(way: Way, exchange: Exchange, target: bytes, body: bytes | Body, *, streams: bool = False) -> None:
     call = Call(exchange.method, target, way.headers, body)
-    with way.admitted():
-        await proxy.forward(exchange, way.row, way.source, call, _manner(way, exchange, streams=streams))
+    with ExitStack() as admission:
+        admission.enter_context(way.admitted())
+        # Whoever has its answer, and asks again, is not to meet itself.
+        manner = _manner(way, exchange, admission.close, streams=streams)
+        await proxy.forward(exchange, way.row, way.source, call, manner)
 
 
-def _manner(way: Way, exchange: Exchange, *, streams: bool) -> proxy.Manner:
+def _manner(way: Way, exchange: Exchange, over: Callable[[], None], *, streams: bool) -> proxy.Manner:
     config, dialect = way.services.config, sse.dialect_of(exchange.path)
     spec = config.models.get(way.model)
     wants_text = streams and spec is not None and spec.send_loading_state
@@ -153,5 +157,6 @@ def _manner(way: Way, exchange: Exchange, *, streams: bool) -> proxy.Manner:
         text if wants_text else None,
         preferred_wait(exchange.headers),
         way.queue_timeout,
+        over,
         None if way.peer is None else way.services.fleet.wait_ended,
     )

@@ -209,6 +209,8 @@ class _Planner:
             if not overdue:
                 self.result.wake_at = min(self.result.wake_at, self.due[claim.name])
                 return True
+            if any(self._outweighs(name, claim) for name in victims):
+                return True
             if not victims.isdisjoint(self.promised):  # by arrival: a claim before it, which has had no turn yet
                 return False
         self.movable -= victims
@@ -220,6 +222,14 @@ class _Planner:
         if until <= self.now:
             self._put_out(claim, [self.models[name] for name in sorted(victims)])
         return True
+
+    def _outweighs(self, name: str, claim: Model) -> bool:
+        """Whether *name* works for somebody so heavy that *claim* is not overdue against it yet.
+
+        Then nothing is promised: who is as heavy as that may be due before, and would wait for a light one.
+        """
+        model = self.models.get(name)
+        return model is not None and model.has_work and due_at(claim, model.heaviest) > self.now
 
     def _choose(self, claim: Model, offers: _Offers, *, any_time: bool) -> frozenset[str] | None:
         """Those who are draining already, if they are enough: else two could take turns in being reopened.
@@ -264,7 +274,7 @@ class _Planner:
             return True
         due = self.due[claim.name]
         self.result.blocked[claim.name] = Blocked((), math.inf)
-        if self.movable and due > self.now:
+        if due > self.now:  # then it is before others, even where nobody can be put out
             self.result.wake_at = min(self.result.wake_at, due, until)
         return due > self.now
 

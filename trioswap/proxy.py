@@ -72,6 +72,8 @@ class Manner:
     """Seconds after which the client would rather be told (`Prefer: wait`)."""
     limit: float = math.inf
     """Seconds that a request may wait for its model (`queue_timeout`)."""
+    over: Callable[[], object] = lambda: None
+    """Called when the server has said everything, before the client can have seen all of it."""
     closing: Callable[[], Awaitable[None]] | None = None
     """Waits for the end of the daemon; None: who serves the request ends before that, and tells."""
 
@@ -170,6 +172,7 @@ class _Relay:
                         logger.info("retry on a fresh start model=%s", self.manner.model)
                         self._wait_again()
                         await self._attempt(hand, last=True)
+                self.manner.over()  # in the step in which the last piece was handed over
                 await _pass(hand, End())
             except TrioswapError as exc:
                 await _pass(hand, exc)

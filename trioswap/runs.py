@@ -44,6 +44,8 @@ class Run:
     quarantine: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Around the wait for a stuck process; cancelled when the daemon ends."""
     stuck: bool = False
+    unloading: bool = False
+    """Its gate is closed for good, and somebody counts the seconds."""
     process: Supervised | None = None
     upstream: Upstream | None = None
     """The way to the server; None until it is ready."""
