@@ -107,6 +107,7 @@ ORDER = [
     "proctree",
     "guardian",
     "spool",
+    "reads",
     "devices.base",
     "devices.fdinfo",
     "devices.host",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -9,16 +11,17 @@ from functools import partial
 import attrs
 import pytest
 import trio
+from children import PATIENCE
 from fakes import FakeMachine, Script, spec
 from trio.testing import wait_all_tasks_blocked
 
 from trioswap.config import Config, GroupConfig, MemoryConfig, ModelConfig
 from trioswap.config.changes import compare, effective
-from trioswap.errors import ModelStuck, StartFailed
+from trioswap.errors import ConfigError, ModelStuck, StartFailed
 from trioswap.fleet import Fleet
 from trioswap.footprints import Wish
 from trioswap.group import SwapGroup
-from trioswap.memory import FOREIGN_LOOK, make_memory
+from trioswap.memory import FOREIGN_LOOK, Memory, make_memory
 from trioswap.messages import Event, RetireAsked, Stop
 from trioswap.scheduler import Scheduler
 
@@ -52,6 +55,7 @@ async def running(config: Config, script: Script, supervise: Callable | None = N
     """The fleet of *config* while the block runs; its servers take memory of the machine that *script* has."""
     memory = None if config.memory is None else make_memory(config, script.machine)
     fleet = Fleet(config, supervise or script.supervise, memory)
+    fleet.reads.limit = math.inf  # the clock of most tests does not wait for threads
     async with trio.open_nursery() as nursery:
         await nursery.start(fleet.run)
         yield fleet
@@ -133,6 +137,29 @@ async def test_a_removed_model_is_forgotten_although_its_scheduler_broke(script,
         assert fleet.groups[0].faults == 1
         assert fleet.arrangement.home.keys() == {"b"}
         assert await ask(fleet, "b") == "b"
+
+
+async def test_files_of_models_that_do_not_answer(script, monkeypatch):
+    """The reload fails and changes nothing; the next one, when they do, is in effect."""
+    script.machine, answer = FakeMachine(ALL), threading.Event()
+    before, after = (with_memory(devices={"ram": size}) for size in (100, 50))
+    async with running(before, script) as fleet:
+        prospect = Memory.prospect
+        monkeypatch.setattr(Memory, "prospect", lambda memory, config: answer.wait() and prospect(memory, config))
+        fleet.reads.limit = 0.01
+        try:
+            with (
+                trio.fail_after(PATIENCE),
+                pytest.raises(ConfigError, match=r"files of models: no answer within 0.01 s"),
+            ):
+                await reload(fleet, after)
+        finally:
+            answer.set()
+        assert fleet.arrangement.config is before
+        assert fleet.memory.budget.sizes == {"ram": 100}
+        fleet.reads.limit = PATIENCE
+        await reload(fleet, after)
+        assert fleet.memory.budget.sizes == {"ram": 50}
 
 
 # ---- what breaks -----------------------------------------------------------------------------

@@ -123,6 +123,7 @@ class Walk:
         self.script = Script(load=rng.choice([0.5, 5.0]), stop=rng.choice([0.1, 2.0]), rng=rng, machine=machine)
         config = draw_config(rng, memory=self.memory)
         self.fleet = Fleet(config, self.supervise, make_memory(config, machine) if machine is not None else None)
+        self.fleet.reads.limit = math.inf  # the clock does not wait for threads
         self.returner, self.check = Returner(self.fleet, config), SelfCheck(self.fleet)
 
     def supervise(self, spec: ModelConfig, attempt: int, holding: object) -> FakeProcess:

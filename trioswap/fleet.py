@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Final
 
 import attrs
@@ -26,6 +27,7 @@ from trioswap.lifecycle import State
 from trioswap.memory import FOREIGN_LOOK, Memory
 from trioswap.messages import ModelView, Squeezed, WaitView
 from trioswap.outlook import waiting
+from trioswap.reads import Reads
 from trioswap.residency import Holding
 from trioswap.runs import Lease, Supervise
 
@@ -58,6 +60,7 @@ class Fleet:
         self.arrangement = Arrangement(config, supervise, memory)
         self.costs, self.groups = self.arrangement.costs, self.arrangement.groups
         self.memory = memory
+        self.reads = Reads()
         self._supervise = supervise
         self._seen: dict[str, WaitView] = {}  # what `progress` saw last, and when
         self._seen_at = -math.inf
@@ -115,12 +118,13 @@ class Fleet:
         Servers that have to end drain and end afterwards.  One call at a time.
 
         Raises:
+            ConfigError: files of models do not answer; nothing is changed.
             ShuttingDown: it is too late; nothing is changed.
         """
         assert self._nursery is not None, "run() owns the groups"
         prospect = None
         if self.memory is not None:
-            prospect = await trio.to_thread.run_sync(self.memory.prospect, config, abandon_on_cancel=True)
+            prospect = await self.reads.call(partial(self.memory.prospect, config), "files of models")
         await self.arrangement.change(config, changes, prospect, self._nursery, self.closing)
         self._watch_others_in(self._nursery)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Final
 
 import attrs
@@ -22,6 +23,7 @@ from trioswap.config.changes import Changes, compare, effective
 from trioswap.cors import Cors
 from trioswap.errors import BadCertificate, ConfigError, NothingToReload, ShuttingDown, TrioswapError
 from trioswap.names import Names
+from trioswap.reads import Reads
 from trioswap.remote import Peer, make_peers
 from trioswap.returning import Returner
 from trioswap.state import State
@@ -60,6 +62,7 @@ class Reloader:
     certificates: Certificates | None = None
     preload: Callable[[str], Awaitable[None]] | None = None
     returner: Returner | None = None
+    reads: Reads = attrs.field(factory=Reads)
     _wanted: trio.Event = attrs.field(factory=trio.Event, init=False)
     _next: _Round = attrs.field(factory=_Round, init=False)
     _peers: dict[Peer, trio.CancelScope] = attrs.field(factory=dict, init=False)
@@ -79,7 +82,7 @@ class Reloader:
         """Reload, and return what has changed once that is in effect; also if who asks does not wait for it.
 
         Raises:
-            ConfigError: the new configuration has mistakes, and the old one stays.
+            ConfigError: the new configuration has mistakes, or cannot be read; the old one stays.
             NothingToReload: there are no files.
             ShuttingDown: it is too late.
         """
@@ -139,7 +142,7 @@ class Reloader:
 
     async def _take_over(self, reread: Callable[[Config], Config], nursery: trio.Nursery) -> Changes:
         old, services = self.config, self.services.now
-        new = await trio.to_thread.run_sync(reread, old, abandon_on_cancel=True)
+        new = await self.reads.call(partial(reread, old), "files of the configuration")
         changes, config = compare(old, new), effective(old, new)
         if not changes.nothing:
             # Whatever can fail comes first, while nothing has changed.
