@@ -5,19 +5,23 @@ And so does what broke, as soon as it can.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from children import PATIENCE, free_port
+from clocks import guarded
 from daemons import chat, daemon, eventually, fetch, scripted
 from fakes import Script
 
 from trioswap.api import Services
+from trioswap.cli.serving import Source
 from trioswap.config import Config
 from trioswap.errors import ConfigError
 from trioswap.fleet import Fleet
@@ -48,8 +52,8 @@ async def reloading(reread: Callable[[Config], Config], **more: object) -> Async
     config = Config({}, (), memory=None)
     fleet = Fleet(config, Script().supervise)
     services = Services(config, fleet, Logs(), Routing(Names(config), fleet, {}), 0)
-    reloader = Reloader(services, State(Path("nowhere"), config, {}, None), reread, **more)
-    with trio.fail_after(PATIENCE):
+    reloader = Reloader(services, State(Path("nowhere"), config, fleet.costs, None), reread, **more)
+    with guarded():
         async with trio.open_nursery() as nursery:
             await nursery.start(fleet.run)
             await nursery.start(reloader.run)
@@ -101,6 +105,101 @@ async def test_files_that_do_not_answer():
             answer.set()
         reloader.reads.limit = PATIENCE
         assert (await reloader.reload()).nothing
+
+
+@attrs.define(eq=False)
+class Saying:
+    """Reads a configuration that is no good, and says why, as long as the script has a reason."""
+
+    why: list[str]
+    at: list[float] = attrs.field(factory=list)
+    """When it was asked."""
+
+    def __call__(self, config: Config) -> Config:
+        self.at.append(trio.current_time())
+        if self.why and (why := self.why.pop(0)):
+            raise ConfigError("f", [why])
+        return config
+
+
+class AtOnce(Reads):
+    """Without threads: the clock would not wait for them."""
+
+    async def call(self, function: Callable[[], Config], what: str) -> Config:
+        await trio.lowlevel.checkpoint()
+        return function()
+
+
+@attrs.define(eq=False)
+class Changing:
+    """Files that change at these times."""
+
+    at: list[float]
+
+    async def wait_changed(self) -> list[Path]:
+        await trio.sleep_until(self.at.pop(0) if self.at else math.inf)
+        return [Path("f")]
+
+
+async def reread_at(
+    caplog: pytest.LogCaptureFixture, says: Saying, changes: list[float], asks: list[float]
+) -> list[str]:
+    """What is logged in an hour in which files change and somebody asks, at these times; *says* knows when it reads."""
+    async with reloading(says, reads=AtOnce()) as reloader, trio.open_nursery() as nursery:
+        begun = trio.current_time()
+        nursery.start_soon(reloader.watch, Changing([begun + at for at in changes]))
+        for at in asks:
+            await trio.sleep_until(begun + at)
+            reloader.ask()
+        await trio.sleep_until(begun + 3600)
+        nursery.cancel_scope.cancel()
+    says.at = [at - begun for at in says.at]
+    return [record.getMessage().split("\n  ")[-1] for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_what_is_mended_outside_the_files(autojump_clock, caplog):
+    """Files that were no good are read again, ever more seldom, until they are; what is the same is logged once."""
+    says = Saying(["a"] * 7 + ["b"] * 2)
+
+    assert await reread_at(caplog, says, [100], []) == ["a", "b"]
+    assert says.at == [100, 105, 115, 135, 175, 255, 415, 715, 1015, 1315]
+
+
+async def test_a_model_that_is_put_in_place(tmp_path, monkeypatch, caplog):
+    """With real files: its name was in the configuration before it was there."""
+    monkeypatch.setattr("trioswap.reloading.FIRST_RETRY", 0.01)
+    file, model = tmp_path / "trioswap.toml", tmp_path / "m.gguf"
+    file.write_text("")
+    source = Source((str(file),))
+    async with reloading(source.reread) as reloader, trio.open_nursery() as nursery:
+        nursery.start_soon(reloader.watch, Watch(source.paths, every=0.01))
+        file.write_text('[groups]\n[models.m]\ngguf = "m.gguf"\n')
+        await eventually(partial(said, caplog, "no such file"))
+        model.write_bytes(b"")
+        with trio.fail_after(PATIENCE):
+            while "m" not in reloader.config.models:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+
+async def test_files_that_change_again(autojump_clock, caplog):
+    """It begins anew, and is told anew."""
+    says = Saying(["a"] * 5)
+
+    assert await reread_at(caplog, says, [0, 30], []) == ["a", "a"]
+    assert says.at == [0, 5, 15, 30, 35, 45]
+
+
+async def test_who_asks_asks_once(autojump_clock, caplog):
+    """And hears each time what is wrong; where it is not any more, nothing is tried again."""
+    says = Saying(["a", "a"])
+    assert await reread_at(caplog, says, [], [0, 10]) == ["a", "a"]
+    assert says.at == [0, 10]
+
+    caplog.clear()
+    says = Saying(["a"])
+    assert await reread_at(caplog, says, [0], [1]) == ["a"]
+    assert says.at == [0, 1]
 
 
 async def test_a_peer_that_cannot_be_looked_after(monkeypatch, caplog):

@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 PEER_LOOK: Final = 1.0
 # Seconds after which what has broken is tried again: a machine that lacks threads, say, lacks them for a while.
 AGAIN: Final = 10.0
+# Seconds until changed files that were no good are read again, for what is missing may be elsewhere (a model, a
+# certificate); then twice as many, up to the last: a mistake that nobody mends costs a look every five minutes.
+FIRST_RETRY: Final = 5.0
+LAST_RETRY: Final = 300.0
 
 
 @attrs.define(eq=False)
@@ -44,6 +48,8 @@ class _Round:
 
     changes: Changes | None = None
     failure: TrioswapError | None = None
+    is_retry: bool = True
+    """Nobody but a retry has asked, so nobody needs to hear the same again."""
     over: trio.Event = attrs.field(factory=trio.Event)
 
 
@@ -65,6 +71,8 @@ class Reloader:
     reads: Reads = attrs.field(factory=Reads)
     _wanted: trio.Event = attrs.field(factory=trio.Event, init=False)
     _next: _Round = attrs.field(factory=_Round, init=False)
+    _failure: str | None = attrs.field(default=None, init=False)
+    """What the last reload failed for; None: it has not."""
     _peers: dict[Peer, trio.CancelScope] = attrs.field(factory=dict, init=False)
 
     @property
@@ -76,7 +84,13 @@ class Reloader:
         """Reload soon; what comes of it is logged."""
         if self.reread is None:
             logger.warning("nothing is reloaded: %s", NothingToReload().message)
+        self._join(is_retry=False)
+
+    def _join(self, *, is_retry: bool) -> _Round:
+        """The next reload, which is soon."""
+        self._next.is_retry &= is_retry
         self._wanted.set()
+        return self._next
 
     async def reload(self) -> Changes:
         """Reload, and return what has changed once that is in effect; also if who asks does not wait for it.
@@ -90,8 +104,7 @@ class Reloader:
             raise NothingToReload
         if self.services.fleet.closing.is_set():
             raise ShuttingDown
-        round_ = self._next
-        self._wanted.set()
+        round_ = self._join(is_retry=False)
         await round_.over.wait()
         if round_.changes is None:
             match round_.failure:  # a new one for each who asked
@@ -112,16 +125,33 @@ class Reloader:
             self._next.over.set()  # nobody has to wait any more
 
     async def watch(self, watch: Watch) -> None:
-        """Reload whenever the files have changed; never returns."""
-        while True:
-            try:
-                changed = await watch.wait_changed()
-            except Exception as exc:  # no thread can be started, say: no reason to end the daemon
-                logger.error("cannot look whether the configuration has changed: %r", exc)
-                await trio.sleep(AGAIN)
-                continue
-            logger.info("changed: %s", ", ".join(map(str, changed)))
-            self.ask()
+        """Reload whenever the files have changed, again and again until they are good; never returns."""
+        attempts = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            while True:
+                try:
+                    changed = await watch.wait_changed()
+                except Exception as exc:  # no thread can be started, say: no reason to end the daemon
+                    logger.error("cannot look whether the configuration has changed: %r", exc)
+                    await trio.sleep(AGAIN)
+                    continue
+                logger.info("changed: %s", ", ".join(map(str, changed)))
+                attempts.cancel(reason="the files have changed again")
+                attempts = trio.CancelScope()
+                self.ask()
+                nursery.start_soon(self._retry, self._next, attempts)
+
+    async def _retry(self, round_: _Round, scope: trio.CancelScope) -> None:
+        """Reload again, ever more seldom, if *round_* fails, until a reload has not failed or *scope* is cancelled."""
+        pause = FIRST_RETRY
+        with scope:
+            await round_.over.wait()
+            while round_.failure is not None:
+                await trio.sleep(pause)
+                if self._failure is None:  # somebody else has asked meanwhile
+                    return
+                round_, pause = self._join(is_retry=True), min(2 * pause, LAST_RETRY)
+                await round_.over.wait()
 
     async def _take_turns(self, nursery: trio.Nursery) -> None:
         while True:
@@ -131,14 +161,20 @@ class Reloader:
                 continue
             try:
                 round_.changes = await self._take_over(self.reread, nursery)
+                self._failure = None
             except TrioswapError as exc:
-                logger.error("nothing is reloaded, the configuration stays as it was: %s", exc.message)
-                round_.failure = exc
+                self._fail(round_, exc)
             except Exception as exc:  # a bug in reading one file must not end the daemon
-                logger.exception("nothing is reloaded, the configuration stays as it was")
-                round_.failure = ConfigError("configuration", [f"internal error: {exc!r}"])
+                self._fail(round_, ConfigError("configuration", [f"internal error: {exc!r}"]), exc)
             finally:
                 round_.over.set()
+
+    def _fail(self, round_: _Round, failure: TrioswapError, bug: Exception | None = None) -> None:
+        round_.failure = failure
+        if not round_.is_retry or failure.message != self._failure:
+            why = failure.message
+            logger.error("nothing is reloaded, the configuration stays as it was: %s", why, exc_info=bug)
+        self._failure = failure.message
 
     async def _take_over(self, reread: Callable[[Config], Config], nursery: trio.Nursery) -> Changes:
         old, services = self.config, self.services.now
