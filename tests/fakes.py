@@ -64,6 +64,7 @@ class FakeUpstream:
     model: str
     alive: bool = True
     closed: bool = False
+    timeouts: object = None
 
     def answer(self) -> str:
         """What the server says; only a live one says anything."""

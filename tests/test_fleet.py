@@ -21,6 +21,7 @@ from trioswap.errors import ConfigError, ModelStuck, StartFailed
 from trioswap.fleet import Fleet
 from trioswap.footprints import Wish
 from trioswap.group import SwapGroup
+from trioswap.lifecycle import State
 from trioswap.memory import FOREIGN_LOOK, Memory, make_memory
 from trioswap.messages import Event, RetireAsked, Stop
 from trioswap.scheduler import Scheduler
@@ -137,6 +138,30 @@ async def test_a_removed_model_is_forgotten_although_its_scheduler_broke(script,
         assert fleet.groups[0].faults == 1
         assert fleet.arrangement.home.keys() == {"b"}
         assert await ask(fleet, "b") == "b"
+
+
+async def test_an_unload_in_the_middle_of_a_reload(script, autojump_clock):
+    """Which moves the model to another group: it is unloaded, in whatever order the tasks come."""
+
+    def config(*, exclusive: bool) -> Config:
+        groups = (GroupConfig("g", ("a", "b"), swap=False, exclusive=exclusive), GroupConfig("h", ("c",)))
+        free = tuple(GroupConfig(name, (name,), exclusive=False) for name in "abc")
+        return Config({name: spec(name) for name in "abc"}, groups if exclusive else free)
+
+    async def unload(fleet: Fleet, after: int) -> None:
+        for _ in range(after):
+            await trio.lowlevel.checkpoint()
+        await fleet.unload(["b"])
+
+    for after in [*range(8)] * 20:
+        async with running(config(exclusive=True), script) as fleet:
+            await ask(fleet, "a")
+            await ask(fleet, "b")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(reload, fleet, config(exclusive=False))
+                nursery.start_soon(unload, fleet, after)
+            assert len(fleet.groups) == 3
+            assert fleet.state("b") is State.STOPPED, after
 
 
 async def test_files_of_models_that_do_not_answer(script, monkeypatch):

@@ -17,7 +17,7 @@ from trioswap import lent
 from trioswap.arrangement import Arrangement, costs_of, policy_of
 from trioswap.config import Config, ModelConfig
 from trioswap.config.changes import Changes
-from trioswap.errors import ModelRemoved, ModelStuck, NoBudget
+from trioswap.errors import ModelRemoved, NoBudget
 from trioswap.footprints import Need, Wish
 from trioswap.forecast import Forecast, forecast, in_the_way, plan_of
 from trioswap.group import SwapGroup
@@ -29,7 +29,7 @@ from trioswap.messages import ModelView, Squeezed, WaitView
 from trioswap.outlook import waiting
 from trioswap.reads import Reads
 from trioswap.residency import Holding
-from trioswap.runs import Lease, Supervise
+from trioswap.runs import Lease, Run, Supervise, wait_over
 
 logger = logging.getLogger(__name__)
 
@@ -212,19 +212,10 @@ class Fleet:
         Raises:
             ModelStuck: a process could not be ended.
         """
-        wanted, failures = frozenset(models), list[ModelStuck]()
-
-        async def unload(group: SwapGroup) -> None:
-            try:
-                await group.unload(tuple(sorted(wanted.intersection(group.models))))
-            except ModelStuck as exc:  # expected: carried out as a value
-                failures.append(exc)
-
-        async with trio.open_nursery() as nursery:
-            for group in self.groups:
-                nursery.start_soon(unload, group)
-        if failures:
-            raise failures[0]
+        wanted, runs = frozenset(models), list[Run]()
+        for group in list(self.groups):  # in one step: a model may go to another group, and must not be missed by both
+            runs += group.begin_unload(tuple(sorted(wanted.intersection(group.models))))
+        await wait_over(runs)
 
     def shutdown(self) -> None:
         """Take no new work, reject what waits, drain (bounded) and stop everything."""

@@ -26,7 +26,7 @@ from functools import partial
 import trio
 
 from trioswap.config import ModelConfig
-from trioswap.errors import LeaseCut, ModelStuck, SchedulerBroke, StartFailed, TrioswapError
+from trioswap.errors import LeaseCut, SchedulerBroke, StartFailed, TrioswapError
 from trioswap.journal import Journal
 from trioswap.learning import Costs
 from trioswap.measuring import measure
@@ -54,7 +54,7 @@ from trioswap.messages import (
     WokeUp,
 )
 from trioswap.process import Supervised
-from trioswap.runs import Answer, Desk, Lease, News, Run, Supervise, look_after
+from trioswap.runs import Answer, Desk, Lease, News, Run, Supervise, look_after, wait_over
 from trioswap.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -189,13 +189,13 @@ class SwapGroup:
         Raises:
             ModelStuck: a process could not be ended.
         """
+        await wait_over(self.begin_unload(models))
+
+    def begin_unload(self, models: tuple[str, ...]) -> list[Run]:
+        """The same without the wait: those that are to be gone."""
         runs = [self._runs[name] for name in models if name in self._runs]
         self.feed(UnloadAsked(models))
-        for run in runs:
-            await run.over.wait()
-        stuck = next((run for run in runs if run.stuck), None)
-        if stuck is not None:
-            raise ModelStuck(stuck.spec.name, stuck.spec.name)
+        return runs
 
     def shutdown(self) -> None:
         """Take no new work, reject what waits, drain (bounded) and stop everything; `run` then returns."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import attrs
 import trio
 
 from trioswap.config import ModelConfig
-from trioswap.errors import TrioswapError
+from trioswap.errors import ModelStuck, TrioswapError
 from trioswap.inflight import Entry, InFlight
 from trioswap.messages import BecameReady, Died, Event
 from trioswap.process import Supervised
@@ -97,6 +97,20 @@ class Run:
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel(reason="the server is dead")
+
+
+async def wait_over(runs: Sequence[Run]) -> None:
+    """Return when *runs*, which are asked to end, have.
+
+    Raises:
+        ModelStuck: a process could not be ended.
+    """
+    await trio.lowlevel.checkpoint()
+    for run in runs:
+        await run.over.wait()
+    stuck = next((run for run in runs if run.stuck), None)
+    if stuck is not None:
+        raise ModelStuck(stuck.spec.name, stuck.spec.name)
 
 
 @attrs.frozen
