@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
-from fakes import Script, make_group
+from fakes import Script, make_group, spec
 from sim_mutants import lease_dropped_early, tracker_forgets
 from trio.testing import MockClock, wait_all_tasks_blocked
 
@@ -12,6 +12,7 @@ from trioswap.config import GroupConfig
 from trioswap.errors import LeaseCut, ModelStuck, ModelUnloaded, ShuttingDown, StartFailed
 from trioswap.group import SwapGroup
 from trioswap.lifecycle import State
+from trioswap.runs import Run
 
 
 @pytest.fixture
@@ -612,3 +613,18 @@ async def test_cancelling_the_group_ends_every_process(script):
         await trio.to_thread.run_sync(lambda c=clock, m=main: trio.run(m, clock=c))
 
         assert not script.alive
+
+
+async def test_a_token_comes_to_where_there_is_none(autojump_clock):
+    """Who is there has one at once; who has waited is let in before it, and there are no more for others."""
+    here, there = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
+    moving, holding, waiting = (Run(spec("a"), 1, limiter=limiter) for limiter in (here, there, there))
+    await moving.wait_token()
+    await holding.wait_token()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(waiting.wait_token)
+        await wait_all_tasks_blocked()
+        moving.move_token(there)
+        assert moving.token is there
+        assert (here.borrowed_tokens, there.total_tokens) == (0, 1)
+    assert set(there.statistics().borrowers) == {moving, holding, waiting}

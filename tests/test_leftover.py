@@ -280,6 +280,30 @@ async def test_more_may_be_left_than_may_live_together(script):
         assert fleet.groups[0].limiter.borrowed_tokens == 0
 
 
+async def test_a_reload_moves_a_model_to_where_more_are_left(script):
+    """All have their tokens there in the step of the reload, and whoever comes next waits until they are gone."""
+
+    def config(*members: str) -> Config:
+        groups = [GroupConfig(name, (*names,), exclusive=False) for name, names in zip("gh", members, strict=False)]
+        return Config({name: spec(name) for name in "abc"}, tuple(groups))
+
+    before, after = config("ab", "c"), config("abc")
+    async with (
+        one_left("a") as (one, first),
+        one_left("b") as (two, second),
+        fleet_with(before, script, one, two) as fleet,
+    ):
+        assert await ask(fleet, "c") == "c"
+        await fleet.reload(effective(before, after), compare(before, after))
+        [group] = fleet.groups
+        assert group.limiter.borrowed_tokens == 3
+        await end(first, fleet, "a")
+        await end(second, fleet, "b")
+        assert await ask(fleet, "c") == "c"
+        assert await ask(fleet, "a") == "a"
+        assert (group.limiter.borrowed_tokens, group.limiter.total_tokens) == (1, 1)
+
+
 # ---- models that are not configured any more ------------------------------------------------------------
 
 

@@ -172,8 +172,8 @@ class SwapGroup:
         self.models[name], self._supervise[name] = other.models.pop(name), other._supervise.pop(name)
         self.desk.tell[name] = self.feed
         if name in self._runs:
-            self.limiter.total_tokens += 1  # it has a right to one here, as it had there
             self._runs[name].move_token(self.limiter)
+            self.limiter.total_tokens += 1  # it has a right to one here, as it had there
 
     def forget(self, name: str) -> None:
         """There is one less, which has ended, and nobody asks for it."""

@@ -91,6 +91,7 @@ def adopt(group: SwapGroup, leftover: Leftover, memory: Memory | None) -> Run:
     pids = process.pids()
     holding = NOTHING if memory is None else _holding(memory, leftover.model, pids)
     run = Run(process.spec, ATTEMPT, holding, group.limiter, stuck=True, process=process)
+    run.take_token()
     run.dead.set()
     run.over.set()
     group.desk.runs[leftover.model] = run
@@ -127,17 +128,14 @@ def _enter(core: Scheduler, run: Run, now: float) -> None:
 async def keep(group: SwapGroup, run: Run) -> None:
     """Wait until nobody is left of *run*, which `adopt` has made, or the daemon ends; it has ended then."""
     assert run.process is not None
+    assert run.token is not None
     desk, name = group.desk, run.spec.name
     try:
         with run.quarantine:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(run.wait_token)  # for ever, if rules by now let fewer live than were left
-                await run.process.wait_gone()
-                nursery.cancel_scope.cancel(reason="nobody is left")
+            await run.process.wait_gone()
             logger.info("what an earlier daemon had left has ended model=%s", name)
     finally:
-        if run.token is not None:
-            run.token.release_on_behalf_of(run)
+        run.token.release_on_behalf_of(run)
     del desk.runs[name]
     desk.is_ending(name)
     if tell := desk.tell.get(name):  # of the group that it is in by now

@@ -70,13 +70,22 @@ class Run:
             else:  # it has moved meanwhile
                 limiter.release_on_behalf_of(self)
 
+    def take_token(self) -> None:
+        """Hold one of its group from now on, for it is there already, however many are: others wait until it is not."""
+        assert self.limiter is not None
+        there, total = self.limiter.statistics(), self.limiter.total_tokens
+        # Nobody can be let in before those who wait.
+        self.limiter.total_tokens = there.borrowed_tokens + there.tasks_waiting + 1
+        self.limiter.acquire_on_behalf_of_nowait(self)
+        self.limiter.total_tokens = total
+        self.token = self.limiter
+
     def move_token(self, limiter: trio.CapacityLimiter) -> None:
-        """It is in the group of *limiter* now, which has a token for it."""
-        if self.token is not None:
-            limiter.acquire_on_behalf_of_nowait(self)
-            self.token.release_on_behalf_of(self)
-            self.token = limiter
-        self.limiter = limiter
+        """It is in the group of *limiter* now; if it holds a token, then one of these."""
+        before, self.limiter = self.token, limiter
+        if before is not None:
+            self.take_token()
+            before.release_on_behalf_of(self)
 
     def adapt(self, spec: ModelConfig) -> None:
         """From now on *spec* says what is looked up of it while it runs, and how it is stopped."""
