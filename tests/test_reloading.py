@@ -23,7 +23,7 @@ from fakes import Script
 from trioswap.api import Services
 from trioswap.cli.serving import Source
 from trioswap.config import Config
-from trioswap.errors import ConfigError
+from trioswap.errors import ConfigError, ShuttingDown, StartFailed, TrioswapError
 from trioswap.fleet import Fleet
 from trioswap.logs import Logs
 from trioswap.names import Names
@@ -155,6 +155,27 @@ async def reread_at(
         nursery.cancel_scope.cancel()
     says.at = [at - begun for at in says.at]
     return [record.getMessage().split("\n  ")[-1] for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("failure", [ConfigError("f", ["a", "b"]), StartFailed("m", "it did not"), ShuttingDown()])
+async def test_each_who_asks_is_told_why(failure):
+    """What it was, in an exception of its own."""
+    told = []
+
+    def fail(config: Config) -> Config:
+        raise failure
+
+    async def ask(reloader: Reloader) -> None:
+        with pytest.raises(TrioswapError) as caught:
+            await reloader.reload()
+        told.append(caught.value)
+
+    async with reloading(fail) as reloader, trio.open_nursery() as nursery:
+        nursery.start_soon(ask, reloader)
+        nursery.start_soon(ask, reloader)
+    one, other = told
+    assert (type(one), one.args, vars(one)) == (type(failure), failure.args, vars(failure))
+    assert len({id(one), id(other), id(failure)}) == 3
 
 
 async def test_what_is_mended_outside_the_files(autojump_clock, caplog):

@@ -99,6 +99,7 @@ class Reloader:
             ConfigError: the new configuration has mistakes, or cannot be read; the old one stays.
             NothingToReload: there are no files.
             ShuttingDown: it is too late.
+            TrioswapError: what else has made it fail; the old one stays.
         """
         if self.reread is None:
             raise NothingToReload
@@ -107,11 +108,7 @@ class Reloader:
         round_ = self._join(is_retry=False)
         await round_.over.wait()
         if round_.changes is None:
-            match round_.failure:  # a new one for each who asked
-                case ConfigError() as exc:
-                    raise ConfigError(exc.source, exc.mistakes)
-                case _:
-                    raise ShuttingDown
+            raise ShuttingDown if round_.failure is None else round_.failure.anew()
         return round_.changes
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -6,7 +6,7 @@ llama-swap's clients know (surface reference 1.10).
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Self
 
 # status -> (type, code) of the OpenAI-shaped error object.
 _KINDS: Final[dict[int, tuple[str, str]]] = {
@@ -41,6 +41,12 @@ class TrioswapError(Exception):
     status: ClassVar[int] = 500
     param: ClassVar[str | None] = None
     retry_after: int | None = None  # seconds, sent as Retry-After
+
+    def anew(self) -> Self:
+        """The same for one more who asks: one that is raised twice collects the tracebacks of both."""
+        other = type(self).__new__(type(self), *self.args)  # without __init__, which wants what the message is made of
+        other.__dict__.update(self.__dict__)
+        return other
 
     @property
     def message(self) -> str:
