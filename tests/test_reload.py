@@ -247,6 +247,59 @@ async def test_who_waits_for_a_removed_model_is_told(tmp_path, caplog):
         assert (await daemon.ask("b")).status == 200
 
 
+@pytest.mark.parametrize("begun", [False, True])
+async def test_who_waits_goes_on_with_whom_its_name_means_by_then(tmp_path, begun):
+    """As that one is to be asked, also if the stream has begun with words of ours; it counts once, and there."""
+    never = scripted("--ready-once", str(tmp_path / "never"))
+    fresh = scripted(aliases=["a"], use_model_name="cc", filters={"set_params": {"top_k": 7}}, concurrency_limit=1)
+    async with (
+        reloading(tmp_path, {"a": never, "b": scripted()}, heartbeat=0.05) as daemon,
+        await connect(daemon.port) as client,
+    ):
+        await client.ask("POST", "/v1/chat/completions", chat("a", stream=begun))
+        if begun:
+            assert (await client.piece_of_body()).startswith(b":")
+        await eventually(partial(is_running, daemon.port, "a", state="starting", waiting=1))
+        assert (await daemon.reload({"c": fresh}, heartbeat=0.05))["removed"] == ["a", "b"]
+        if begun:
+            lines = [line for line in (await client.rest()).splitlines() if line.startswith(b"data: ")]
+            assert b'"model":"c"' in lines[0].replace(b" ", b"")
+            assert lines[-1] == b"data: [DONE]"
+        else:
+            answer = await client.answer()
+            assert answer.status == 200
+            assert {**answer.json()["echo"], "script": {}} == {"model": "cc", "stream": False, "script": {}, "top_k": 7}
+        assert (await daemon.ask("a")).status == 200
+        assert await daemon.listed() == ["c"]
+
+
+@pytest.mark.parametrize("allowed", [["a"], ["b"], None])
+async def test_who_waits_goes_on_only_with_whom_it_may_use(tmp_path, allowed):
+    """By the keys of the new configuration, where its own may be missing; else its model was removed."""
+    root, key = ("x-api-key", "root"), ("x-api-key", "k")
+    never = scripted("--ready-once", str(tmp_path / "never"))
+
+    def keys(models: list[str] | None) -> dict[str, object]:
+        mine = {} if models is None else {"mine": {"key": "k", "models": models}}
+        return {"keys": {"root": {"key": "root", "admin": True}, **mine}}
+
+    async with reloading(tmp_path, {"a": never}, **keys(["a"])) as daemon, await connect(daemon.port) as client:
+
+        async def waits() -> bool:
+            return bool((await fetch(daemon.port, "GET", "/api/queue", b"", root)).json()["waiting"])
+
+        await client.ask("POST", "/v1/chat/completions", chat("a"), key)
+        await eventually(waits)
+        daemon.write({"b": scripted(), "c": scripted(aliases=["a"])}, **keys(allowed))
+        assert (await fetch(daemon.port, "POST", "/api/reload", b"", root)).status == 200
+        answer = await client.answer()
+        if allowed == ["a"]:
+            assert answer.status == 200
+        else:
+            assert answer.status == 404
+            assert "was removed from the configuration while this request waited" in answer.text
+
+
 async def test_a_removed_model_keeps_others_out_until_it_is_gone(tmp_path):
     """Its memory is still in use, whatever the new configuration calls the one that takes its place."""
     models = {"a": scripted()}

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from typing import Final
 from urllib.parse import unquote
+
+import attrs
 
 from trioswap import asked, jsontext, proxy, sse
 from trioswap.api import Services
 from trioswap.asgi import Exchange
-from trioswap.errors import NotLoaded
+from trioswap.errors import Forbidden, ModelRemoved, NotLoaded, UnknownModel
 from trioswap.incoming import Incoming
 from trioswap.names import AtPeer, Here
 from trioswap.request import Body, Call, preferred_wait, split_upstream
+from trioswap.routing import Route
 from trioswap.spool import Spool
-from trioswap.way import Way
+from trioswap.tracker import Tracked
+from trioswap.way import Held, Way
 
 # Where `"stream": true` asks for a stream of events.
 _STREAMING: Final = (
@@ -33,20 +37,22 @@ async def model_route(exchange: Exchange, services: Services) -> None:
     with ExitStack() as stack:
         wants = await asked.read(exchange, services.config, stack.enter_context)
         row = stack.enter_context(services.tracker.track(exchange, exchange.path))
-        route = stack.enter_context(services.routing.route(wants.name, exchange.key))
         path = _stripped(exchange.raw_path)
-        match route.target:
-            case Here(model, name):
-                spec = services.config.models[model]
-                rename = spec.use_model_name or (name if name != wants.name else None)
-                query, body = wants.renamed(rename, spec.filters, name)
-            case AtPeer(peer, model, name):
-                query, body = wants.renamed(model, services.config.peers[peer].filters, name)
-        stream = wants.stream
-        if wants.kind is asked.Kind.JSON and isinstance(body, bytes) and body is not wants.body:
-            stream = jsontext.outline(body).stream  # a filter may have asked for one, or for none
-        streams = stream and _can_stream(path)
-        await _forward(Way(exchange, services, row, route), exchange, path + query, body, streams=streams)
+
+        def wish_of(services: Services, route: Route) -> _Wish:
+            match route.target:
+                case Here(model, name):
+                    spec = services.config.models[model]
+                    rename = spec.use_model_name or (name if name != wants.name else None)
+                    query, body = wants.renamed(rename, spec.filters, name)
+                case AtPeer(peer, model, name):
+                    query, body = wants.renamed(model, services.config.peers[peer].filters, name)
+            stream = wants.stream
+            if wants.kind is asked.Kind.JSON and isinstance(body, bytes) and body is not wants.body:
+                stream = jsontext.outline(body).stream  # a filter may have asked for one, or for none
+            return _Wish(path + query, body, streams=stream and _can_stream(path))
+
+        await _forward(exchange, services, row, wants.name, wish_of)
 
 
 async def upstream_route(exchange: Exchange, services: Services) -> None:
@@ -58,10 +64,9 @@ async def upstream_route(exchange: Exchange, services: Services) -> None:
     with ExitStack() as stack:
         body = await _upload(exchange, services, stack)
         row = stack.enter_context(services.tracker.track(exchange, unquote(remainder.decode("ascii", "replace"))))
-        route = stack.enter_context(services.routing.route(name, exchange.key))
         passing = "a request for a page's file" if _is_passing(services, remainder) else None
-        way = Way(exchange, services, row, route, passing)
-        await _forward(way, exchange, remainder + exchange.raw_query, body)
+        wish = _Wish(remainder + exchange.raw_query, body, passing=passing)
+        await _forward(exchange, services, row, name, lambda *_: wish)
 
 
 async def comfyui_route(exchange: Exchange, services: Services) -> None:
@@ -72,13 +77,13 @@ async def comfyui_route(exchange: Exchange, services: Services) -> None:
     """
     model = services.routing.model(COMFYUI)
     with ExitStack() as stack:
-        route = stack.enter_context(services.routing.route(model, exchange.key))
-        if exchange.rest and services.fleet.passing(model) is None:
-            raise NotLoaded(model, "any page but /comfyui/")
+        with services.routing.route(model, exchange.key):  # who may not is told so before anything else
+            if exchange.rest and services.fleet.passing(model) is None:
+                raise NotLoaded(model, "any page but /comfyui/")
         body = await _upload(exchange, services, stack)
         row = stack.enter_context(services.tracker.track(exchange, exchange.path))
         target = b"/" + exchange.rest + exchange.raw_query
-        await _forward(Way(exchange, services, row, route), exchange, target, body)
+        await _forward(exchange, services, row, model, lambda *_: _Wish(target, body))
 
 
 async def comfyui_root(exchange: Exchange, _: Services) -> None:
@@ -127,13 +132,75 @@ async def _upload(exchange: Exchange, services: Services, stack: ExitStack) -> b
     return spool if spool.in_memory is None else spool.in_memory
 
 
-async def _forward(way: Way, exchange: Exchange, target: bytes, body: bytes | Body, *, streams: bool = False) -> None:
-    call = Call(exchange.method, target, way.headers, body)
-    with ExitStack() as admission:
-        admission.enter_context(way.admitted())
+@attrs.frozen
+class _Wish:
+    """What is asked of the server."""
+
+    target: bytes
+    body: bytes | Body
+    streams: bool = False
+    passing: str | None = None
+    """See `Way`."""
+
+
+@attrs.define(eq=False)
+class _Errand:
+    """A request on its way to whom *name* leads; if a reload removes that one meanwhile, to whom it leads by then."""
+
+    exchange: Exchange
+    row: Tracked
+    name: str
+    wish_of: Callable[[Services, Route], _Wish]
+    chosen: ExitStack
+    """Gives back what the choice has reserved."""
+    admission: ExitStack
+    way: Way = attrs.field(init=False)
+    wish: _Wish = attrs.field(init=False)
+
+    def begin(self, services: Services) -> None:
+        route = self.chosen.enter_context(services.routing.route(self.name, self.exchange.key))
+        self.wish = self.wish_of(services, route)
+        self.way = Way(self.exchange, services, self.row, route, self.wish.passing)
+        self.admission.enter_context(self.way.admitted())
+
+    def _begin_anew(self, removed: ModelRemoved) -> None:
+        services = self.way.services.now
+        self.admission.close()
+        self.chosen.close()
+        key = services.keyring.find(self.exchange.headers)
+        if key is None:
+            raise removed
+        self.exchange.key = key
+        try:
+            self.begin(services)
+        except (UnknownModel, Forbidden):  # nobody is called so, or nobody whom this client may ask
+            raise removed from None
+
+    @asynccontextmanager
+    async def source(self) -> AsyncIterator[Held]:
+        """See `way.Source`."""
+        async with AsyncExitStack() as stack:
+            try:
+                held = await stack.enter_async_context(self.way.source())
+            except ModelRemoved as exc:
+                self._begin_anew(exc)
+                held = await stack.enter_async_context(self.way.source())
+            yield held
+
+    def call(self) -> Call:
+        """What the server that was found is asked."""
+        return Call(self.exchange.method, self.wish.target, self.way.headers, self.wish.body)
+
+
+async def _forward(
+    exchange: Exchange, services: Services, row: Tracked, name: str, wish_of: Callable[[Services, Route], _Wish]
+) -> None:
+    with ExitStack() as chosen, ExitStack() as admission:
+        errand = _Errand(exchange, row, name, wish_of, chosen, admission)
+        errand.begin(services)
         # Whoever has its answer, and asks again, is not to meet itself.
-        manner = _manner(way, exchange, admission.close, streams=streams)
-        await proxy.forward(exchange, way.row, way.source, call, manner)
+        manner = _manner(errand.way, exchange, admission.close, streams=errand.wish.streams)
+        await proxy.forward(exchange, row, errand.source, errand.call, manner)
 
 
 def _manner(way: Way, exchange: Exchange, over: Callable[[], None], *, streams: bool) -> proxy.Manner:

@@ -109,9 +109,10 @@ class End:
 Piece = Head | bytes | End | TrioswapError
 
 
-async def forward(exchange: Exchange, row: Tracked, source: Source, call: Call, manner: Manner) -> None:
+async def forward(exchange: Exchange, row: Tracked, source: Source, call: Callable[[], Call], manner: Manner) -> None:
     """Answer *exchange* with what the server of *source* says to *call*; end early when the client leaves.
 
+    What *call* is may depend on what *source* has found, so it is asked then.
     Who ends *row* from outside ends it as a failure of the server does.
 
     Raises:
@@ -127,7 +128,7 @@ class _Relay:
     exchange: Exchange
     row: Tracked
     source: Source
-    call: Call
+    call: Callable[[], Call]
     manner: Manner
     since: float = attrs.field(factory=trio.current_time)
     waits_since: float = attrs.field(factory=trio.current_time)
@@ -179,8 +180,8 @@ class _Relay:
 
     async def _attempt(self, hand: trio.MemorySendChannel[Piece], *, last: bool = False) -> bool:
         """Forward once; False: the model server died before its first byte, so try again."""
-        call = self.call
         async with self.source() as held:
+            call = self.call()
             self.granted = trio.current_time()
             self.look.deadline = self._next_look()
             # What follows a stream that is ours must be readable without more ado, and it may be so by then.
