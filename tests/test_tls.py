@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import ssl
+import threading
 from contextlib import suppress
 
 import attrs
 import pytest
 import trio
 import trustme
+from children import PATIENCE
 from cryptography.hazmat.primitives import serialization
 
 from trioswap.config.parts import TlsConfig
@@ -141,36 +143,78 @@ def test_what_is_spoken(files):
 # ---- renewal ----------------------------------------------------------------------------------
 
 
-def test_reload(files):
-    """New connections get the new certificate."""
-    certificates = Certificates(files.config)
-    before = serial(certificates.current())
-    files.write(AUTHORITY.issue_cert("localhost"))
-
-    assert certificates.reload()
-    assert serial(certificates.current()) != before
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_a_bad_pair_keeps_the_old(what, files, caplog):
-    """One line says so, and the old certificate is served on."""
-    certificates = Certificates(files.config)
-    before = serial(certificates.current())
-    BAD[what][0](files)
-
-    assert not certificates.reload()
-    assert serial(certificates.current()) == before
-    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("ERROR", None)]
-    assert "old certificate stays in use: cannot serve TLS with" in caplog.messages[0]
+async def at_once(function, *arguments):
+    """In place of a thread, which a clock that jumps does not wait for."""
+    await trio.lowlevel.checkpoint()
+    return function(*arguments)
 
 
 @pytest.fixture
 async def watched(files, nursery):
     """Certificates whose files are watched."""
-    certificates = Certificates(files.config)
+    certificates = Certificates(files.config, at_once)
     nursery.start_soon(certificates.run)
     await trio.sleep(WATCH_EVERY / 2)
     return certificates
+
+
+async def test_reload(autojump_clock, watched, files):
+    """New connections get the new certificate."""
+    before = serial(watched.current())
+    files.write(AUTHORITY.issue_cert("localhost"))
+
+    watched.reload()
+    await trio.testing.wait_all_tasks_blocked()
+    assert serial(watched.current()) != before
+
+
+@pytest.mark.parametrize("what", BAD)
+async def test_a_bad_pair_keeps_the_old(what, autojump_clock, watched, files, caplog):
+    """One line says so, and the old certificate is served on."""
+    before = serial(watched.current())
+    BAD[what][0](files)
+
+    watched.reload()
+    await trio.testing.wait_all_tasks_blocked()
+    assert serial(watched.current()) == before
+    assert [(record.levelname, record.exc_info) for record in caplog.records] == [("ERROR", None)]
+    assert "old certificate stays in use: cannot serve TLS with" in caplog.messages[0]
+
+
+async def test_a_file_system_that_does_not_answer(files, nursery):
+    """A look that hangs hangs alone: connections are opened with what was there."""
+    hangs, goes_on = threading.Event(), threading.Event()
+
+    def look():
+        hangs.set()
+        goes_on.wait(PATIENCE)
+
+    certificates = Certificates(files.config, lambda *_: trio.to_thread.run_sync(look, abandon_on_cancel=True))
+    nursery.start_soon(certificates.run)
+    certificates.reload()
+    try:
+        assert await trio.to_thread.run_sync(hangs.wait, PATIENCE)
+        assert serial(certificates.current())
+    finally:
+        goes_on.set()
+
+
+async def test_no_thread_for_a_look(autojump_clock, watched, files, caplog):
+    """A machine that lacks threads for a while is no reason to end."""
+    before = serial(watched.current())
+    files.write(AUTHORITY.issue_cert("localhost"))
+
+    async def refuse(*_):
+        await trio.lowlevel.checkpoint()
+        raise RuntimeError("can't start new thread")
+
+    watched.in_thread = refuse
+    await trio.sleep(WATCH_EVERY)
+    watched.in_thread = at_once
+    assert "cannot look whether the certificate has changed" in caplog.messages[0]
+
+    await trio.sleep(WATCH_EVERY)
+    assert serial(watched.current()) != before
 
 
 async def test_a_renewal_is_noticed(autojump_clock, watched, files, caplog):
@@ -225,7 +269,7 @@ async def test_files_that_come_back(autojump_clock, watched, files):
 @pytest.mark.parametrize("first", ["a bad pair", "a good pair"])
 async def test_a_change_while_loading_is_noticed(first, files, nursery, autojump_clock, monkeypatch):
     """What is replaced between the look and the reading, or behind it, is loaded the next time."""
-    certificates = Certificates(files.config)
+    certificates = Certificates(files.config, at_once)
     nursery.start_soon(certificates.run)
     last = AUTHORITY.issue_cert("localhost")
     files.write(last if first == "a bad pair" else AUTHORITY.issue_cert("localhost"), key=first == "a good pair")

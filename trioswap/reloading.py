@@ -7,7 +7,6 @@ model servers is the business of `arrangement`.
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Final
@@ -27,7 +26,7 @@ from trioswap.reads import Reads
 from trioswap.remote import Peer, make_peers
 from trioswap.returning import Returner
 from trioswap.state import State
-from trioswap.tls import Certificates, make_context
+from trioswap.tls import Certificates, Found, look
 from trioswap.watching import Watch
 
 logger = logging.getLogger(__name__)
@@ -180,24 +179,24 @@ class Reloader:
         if not changes.nothing:
             # Whatever can fail comes first, while nothing has changed.
             fresh = make_peers(peer for peer in config.peers.values() if peer not in old.peers.values())
-            context = self._make_context(config, changes)
+            certificate = await self._certificate(config, changes)
             await services.fleet.reload(config, changes)
             # The rest belongs to the same step: nothing awaits.
             self.state.renew(config)
             self._replace(services, config, changes, fresh, nursery)
-            if context is not None and config.tls is not None and self.certificates is not None:
-                self.certificates.replace(config.tls, context)
+            if certificate is not None and config.tls is not None and self.certificates is not None:
+                self.certificates.replace(config.tls, certificate)
         logger.info("reloaded: %s", changes)
         return changes
 
-    def _make_context(self, config: Config, changes: Changes) -> ssl.SSLContext | None:
-        """What the new certificate is shown with; None: it is the old one."""
+    async def _certificate(self, config: Config, changes: Changes) -> Found | None:
+        """What is shown from now on; None: it is the old one."""
         if self.certificates is None or config.tls is None or "tls" not in changes.settings:
             return None
-        try:
-            return make_context(config.tls)
-        except BadCertificate as exc:
-            raise ConfigError("configuration", [f"tls: {exc.message}"]) from exc
+        found = await self.reads.call(partial(look, config.tls), "files of the certificate")
+        if isinstance(found.context, BadCertificate):
+            raise ConfigError("configuration", [f"tls: {found.context.message}"])
+        return found
 
     def _replace(
         self, services: Services, config: Config, changes: Changes, fresh: Mapping[str, Peer], nursery: trio.Nursery

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -32,9 +34,20 @@ _MISMATCHES: Final = {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICAT
 # Of one file: device, inode, size, and the time of its last change in ns; None: it is not there.
 _Stamp = tuple[int, int, int, int] | None
 
+_in_thread: Final = partial(trio.to_thread.run_sync, abandon_on_cancel=True)
+
 
 class _KeyIsEncrypted(Exception):
     """OpenSSL asked for a passphrase."""
+
+
+@attrs.frozen
+class Found:
+    """What the files of a certificate hold."""
+
+    stamps: tuple[_Stamp, _Stamp]
+    """Of certificate and key, before they were read: what is changed in between is read the next time."""
+    context: ssl.SSLContext | BadCertificate
 
 
 @attrs.define(eq=False)
@@ -43,37 +56,37 @@ class Certificates:
 
     config: TlsConfig
     context: ssl.SSLContext = attrs.field(init=False, repr=False)
-    """For new connections; `reload` puts another in its place, and open connections keep theirs."""
+    """For new connections; where another is put in its place, open connections keep theirs."""
+    in_thread: Callable[..., Awaitable[Found | None]] = _in_thread
+    """Calls what reads files, which may hang where a file system does not answer."""
     _stamps: tuple[_Stamp, _Stamp] = attrs.field(init=False, repr=False)
-    """Of certificate and key when they were last loaded, or could not be."""
+    """When the files were last loaded, or could not be."""
+    _wanted: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def __attrs_post_init__(self) -> None:
         """Raises BadCertificate."""
-        self._stamps = self._look()
-        self.context = make_context(self.config)
+        found = look(self.config)
+        if isinstance(found.context, BadCertificate):
+            raise found.context
+        self._stamps, self.context = found.stamps, found.context
 
     def current(self) -> ssl.SSLContext:
         """The context for a new connection."""
         return self.context
 
-    def reload(self) -> bool:
-        """Load both files again; False: they are no pair, which is logged, and the old one stays."""
-        # Looked at before they are read: what is changed in between is read the next time.
-        self._stamps = self._look()
-        try:
-            # In a context of its own: a pair that turns out not to fit would have spoilt half of the old one.
-            self.context = make_context(self.config)
-        except BadCertificate as exc:
-            logger.error("the old certificate stays in use: %s", exc.message)
-            return False
-        logger.info("loaded the certificate in %s", self.config.cert_file)
-        return True
+    def reload(self) -> None:
+        """Load both files again, soon.  If they are no pair, that is logged, and the old one stays."""
+        self._wanted.set()
 
-    def replace(self, config: TlsConfig, context: ssl.SSLContext) -> None:
-        """Show another certificate, of which *context* has been made."""
-        self.config, self.context = config, context
-        self._stamps = self._look()
-        logger.info("loaded the certificate in %s", config.cert_file)
+    def replace(self, config: TlsConfig, found: Found) -> None:
+        """Show what was *found* in the files of *config*, if that can be shown."""
+        self.config, self._stamps = config, found.stamps
+        # In a context of its own: a pair that turns out not to fit would have spoilt half of the old one.
+        if isinstance(found.context, BadCertificate):
+            logger.error("the old certificate stays in use: %s", found.context.message)
+        else:
+            self.context = found.context
+            logger.info("loaded the certificate in %s", config.cert_file)
 
     async def run(self) -> None:
         """Reload when a file, or what a symbolic link leads to, is another than before; for ever.
@@ -82,12 +95,31 @@ class Certificates:
         and the second file's change has it loaded again.
         """
         while True:
-            await trio.sleep(WATCH_EVERY)
-            if self._look() != self._stamps:
-                self.reload()
+            with trio.move_on_after(WATCH_EVERY):
+                await self._wanted.wait()
+            known = None if self._wanted.is_set() else self._stamps
+            self._wanted, config = trio.Event(), self.config
+            try:
+                found = await self.in_thread(look_again, config, known)
+            except Exception as exc:  # no thread can be started, say: no reason to end the daemon
+                logger.error("cannot look whether the certificate has changed: %r", exc)
+                continue
+            if found is not None and config is self.config:  # else a new configuration has others meanwhile
+                self.replace(config, found)
 
-    def _look(self) -> tuple[_Stamp, _Stamp]:
-        return _stamp(self.config.cert_file), _stamp(self.config.key_file)
+
+def look(config: TlsConfig) -> Found:
+    """Read the files of *config*."""
+    stamps = _stamps(config)
+    try:
+        return Found(stamps, make_context(config))
+    except BadCertificate as exc:
+        return Found(stamps, exc)
+
+
+def look_again(config: TlsConfig, known: tuple[_Stamp, _Stamp] | None) -> Found | None:
+    """The same; None: they are as they were *known*."""
+    return None if _stamps(config) == known else look(config)
 
 
 def make_context(config: TlsConfig) -> ssl.SSLContext:
@@ -136,6 +168,10 @@ def _explain(config: TlsConfig, certificate: str, key: str, exc: OSError) -> Bad
         return BadCertificate(config.key_file, what, "name the two files that were issued together")
     what = f"OpenSSL cannot use it with {config.key_file}: {reason.replace('_', ' ').lower()}"
     return BadCertificate(config.cert_file, what, "name a certificate and its key, both in PEM")
+
+
+def _stamps(config: TlsConfig) -> tuple[_Stamp, _Stamp]:
+    return _stamp(config.cert_file), _stamp(config.key_file)
 
 
 def _stamp(path: Path) -> _Stamp:
