@@ -133,6 +133,7 @@ ORDER = [
     "remote.peer",
     "remote",
     "inflight",
+    "limits",
     "spawning",
     "output",
     "stopping",

@@ -937,6 +937,20 @@ async def test_nobody_asks_unless_told_to(asked, changes):
     assert child.deaths == 0
 
 
+@pytest.mark.parametrize("before", [{"liveness": None}, {"liveness": 100 * PATIENCE}, {"liveness_misses": 1000}])
+async def test_how_it_is_asked_may_change_while_it_runs(asked, before):
+    """Whether at all, how often, and how many misses there may be; what is said is what was counted."""
+    child, oracle = asked(*1000 * ["no"], **{"liveness": 0.001, "liveness_misses": 3} | before)
+    async with child.under_way():
+        await child.wait_ready()
+        child.process.spec = attrs.evolve(child.process.spec, liveness=0.001, liveness_misses=3)
+        await child.wait_over()
+
+    misses = 1000 - len(oracle.answers)
+    assert misses < 1000
+    assert child.why.startswith(f"did not answer its health check {misses} times, last probe: no")
+
+
 async def test_a_server_that_hangs_gets_no_hook_before_its_stop(asked):
     """The hook would want to talk to it."""
     hooks = ModelHooks(before_stop=shell("echo before"), after_stop=shell("echo after"))

@@ -16,11 +16,13 @@ from attempts import attempt
 from children import PATIENCE, free_port, model_argv
 from commands import daemon as command
 from daemons import chat, connect, fetch, running, scripted, write_config
+from fakes import spec
 from test_proctree import no_descriptors
 
 from trioswap.circuit import Circuit
 from trioswap.config.schema import ModelHooks
 from trioswap.errors import NothingLeftToStart, StartFailed
+from trioswap.limits import Limits
 from trioswap.readiness import Health
 from trioswap.remote import Prober
 from trioswap.spawning import shortage
@@ -155,7 +157,8 @@ async def test_a_server_that_we_cannot_ask_is_not_hanging(autojump_clock):
         async def ready(self, _: str) -> str:
             return answers.pop(0)
 
-    await Health("", Told()).wait_dead(1.0, 3, lambda: False)
+    limits = Limits(spec("m", liveness=1.0, liveness_misses=3))
+    assert await Health("", Told()).wait_dead(limits, lambda: False) == 3
     assert answers == ["never asked"]
 
 

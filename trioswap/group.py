@@ -18,7 +18,6 @@ request is decided but not yet seen by a swap.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -322,12 +321,12 @@ class SwapGroup:
 
     async def _drain(self, run: Run, scope: trio.CancelScope, why: str, unload: bool) -> None:
         """Wait until nothing is in flight on *run*; after its deadline cut what is left."""
-        timeout = run.spec.unload_drain_timeout if unload else run.spec.drain_timeout
+        limit = run.limits.begin("unload_drain_timeout" if unload else "drain_timeout")
         with scope:
-            with trio.move_on_after(math.inf if timeout is None else timeout) as late:
+            with run.limits.keep(limit) as late:
                 await run.wait_idle(self.inflight)
             if late.cancelled_caught:
-                why = f"it was still running {timeout:g} s after its model was to stop ({why})"
+                why = f"it was still running {limit.seconds:g} s after its model was to stop ({why})"
                 count = self.inflight.cut(run.attempt, why)
                 logger.warning("drain deadline cuts requests model=%s count=%d", run.spec.name, count)
                 with trio.move_on_after(CUT_GRACE):

@@ -16,6 +16,7 @@ import trio
 
 from trioswap import proctree
 from trioswap.config import ModelConfig
+from trioswap.limits import Limit, Limits
 from trioswap.logs import Logs
 from trioswap.output import OUTPUT_GRACE, Output, exit_text
 from trioswap.proctree import MARKER
@@ -37,9 +38,9 @@ def limit(spec: ModelConfig, *names: str) -> float:
 
 @attrs.define(eq=False)
 class Commands:
-    """Runs the commands of one attempt at running *spec*; its marker is on them, so what they leave is swept, too."""
+    """Runs the commands of one attempt within its *limits*; its marker is on them, so what they leave is swept, too."""
 
-    spec: ModelConfig
+    limits: Limits
     marker: str
     logs: Logs
     ran: bool = False
@@ -51,25 +52,26 @@ class Commands:
 
     async def hook(self, name: str, pid: int | None = None) -> str | None:
         """Run the hook *name*, if there is one; return why it failed, in a sentence."""
-        argv: tuple[str, ...] | None = getattr(self.spec.hooks, name)
+        spec = self.limits.spec
+        argv: tuple[str, ...] | None = getattr(spec.hooks, name)
         if argv is None:
             return None
         self.ran = True
-        logger.info("hook begins model=%s hook=%s", self.spec.name, name)
-        limit = self.spec.hook_timeout
-        why = await self.run(argv, pid, trio.current_time() + limit)
-        return f"hook {name} {why or f'did not end within {limit:g} s (hook_timeout)'}" if why is not None else None
+        logger.info("hook begins model=%s hook=%s", spec.name, name)
+        why = await self.run(argv, pid, self.limits.begin("hook_timeout"))
+        return f"hook {name} {why}" if why else None
 
-    async def run(self, argv: Sequence[str], pid: int | None, deadline: float) -> str | None:
-        """Run *argv*, ${PID} filled in, and kill it at *deadline*.
+    async def run(self, argv: Sequence[str], pid: int | None, limit: Limit) -> str | None:
+        """Run *argv*, ${PID} filled in, and kill it at the end of *limit*.
 
         Returns:
-            None: it ended with 0; an empty text: it was late; else why it failed, to follow its name.
+            None: it ended with 0; else why it failed, to follow its name.
         """
-        output = Output(self.spec.name, self.logs)
+        spec = self.limits.spec
+        output = Output(spec.name, self.logs)
         children: list[Child] = []
         filled = argv if pid is None else [part.replace("${PID}", str(pid)) for part in argv]
-        env = {**self.spec.env, MARKER: self.marker}
+        env = {**spec.env, MARKER: self.marker}
         async with trio.open_nursery() as nursery:
 
             def adopt(child: Child) -> None:
@@ -77,11 +79,11 @@ class Commands:
                 nursery.start_soon(output.keep, child)
 
             try:
-                await spawn(filled, env, adopt, deadline=deadline)
-                with trio.move_on_at(deadline):
+                await spawn(filled, env, adopt, deadline=limit.deadline)
+                with self.limits.keep(limit):
                     await children[0].wait()
             except SpawnTooLate:
-                return ""
+                return f"did not end within {limit}"
             except (OSError, ValueError) as exc:
                 self.shortage = shortage(exc)
                 return f"cannot be run ({argv[0]!r}): {reason(exc)}"
@@ -92,7 +94,7 @@ class Commands:
                     await self._end(child)
                 output.scope.deadline = trio.current_time() + OUTPUT_GRACE
         if code is None:
-            return ""
+            return f"did not end within {limit}"
         return f"{exit_text(code)}{output.last_line}" if code else None
 
     async def _end(self, child: Child) -> None:

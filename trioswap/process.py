@@ -22,6 +22,7 @@ from trioswap.config.schema import ModelHooks
 from trioswap.errors import NothingLeftToStart, StartFailed
 from trioswap.guardian import NOBODY, Watcher
 from trioswap.hooks import Commands
+from trioswap.limits import Limit, Limits
 from trioswap.logs import Logs
 from trioswap.output import Output, exit_text
 from trioswap.readiness import Health, Port
@@ -67,7 +68,7 @@ class Supervised(Protocol):
     """One attempt at running a model server: `ModelProcess`, or a fake that passes the same tests."""
 
     spec: ModelConfig
-    """Another one may take its place while it runs, that differs in what has not happened yet: how it is stopped."""
+    """Another one may take its place while it runs, that differs in what is still to come, or in the limits of that."""
     stuck: bool
     """Some process could not be ended: it survived SIGKILL, or must not get it.  True only after `run` is over."""
 
@@ -107,7 +108,8 @@ class ModelProcess:
     """One attempt at running the server of one model."""
 
     def __init__(self, spec: ModelConfig, marker: str, logs: Logs, prober: Prober, guardian: Watcher = NOBODY) -> None:
-        self._commands = Commands(spec, marker, logs)
+        self._limits = Limits(spec)
+        self._commands = Commands(self._limits, marker, logs)
         self.marker = marker
         self.stuck = False
         self._prober = prober
@@ -126,12 +128,12 @@ class ModelProcess:
 
     @property
     def spec(self) -> ModelConfig:
-        """What it is run with; the one that its commands have, so that another takes the place of both."""
-        return self._commands.spec
+        """What it is run with; another counts for its commands and for what is under way, too."""
+        return self._limits.spec
 
     @spec.setter
     def spec(self, spec: ModelConfig) -> None:
-        self._commands.spec = spec
+        self._limits.follow(spec)
         child = self._family.leader
         if child is not None and child.returncode is None:
             self._guard(child)
@@ -180,18 +182,18 @@ class ModelProcess:
     async def _live(self, nursery: trio.Nursery, task_status: Report) -> StartFailed | None:
         if why := await self._commands.hook("before_start") or self._port.stranger(self._family):
             return self._failure(why)
-        deadline = trio.current_time() + self.spec.health_check_timeout
+        limit = self._limits.begin("health_check_timeout")
         try:
-            await self._spawn(nursery, deadline)
+            await self._spawn(nursery, limit.deadline)
         except SpawnTooLate as exc:
-            return self._failure(f"not spawned within {self._limit()}: {exc}")
+            return self._failure(f"not spawned within {limit}: {exc}")
         except (OSError, ValueError) as exc:  # ValueError: no system call takes a NUL
             self._shortage = shortage(exc)
             return self._failure(f"cannot run {self.spec.argv[0]!r}: {reason(exc)}")
         child = self._family.leader
         assert child is not None
         health = Health(self.spec.proxy + (self.spec.check_endpoint or ""), self._prober)
-        failure = await self._wait_ready(child, health, deadline)
+        failure = await self._wait_ready(child, health, limit)
         if failure is None:
             task_status.started(Upstream(self.spec.name, self.spec.proxy, self.spec.timeouts))
             self._is_serving = True
@@ -209,12 +211,12 @@ class ModelProcess:
         last_signal = self.spec.stop_signal if self.spec.never_kill else signal.SIGKILL
         await spawn(self.spec.argv, env, adopt, deadline=deadline, last_signal=last_signal)
 
-    async def _wait_ready(self, child: Child, health: Health, deadline: float) -> StartFailed | None:
-        """Readiness with its hook, exit and deadline, raced; the first wins."""
+    async def _wait_ready(self, child: Child, health: Health, limit: Limit) -> StartFailed | None:
+        """Readiness with its hook, exit and *limit*, raced; the first wins."""
         why: str | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_exit, child, nursery.cancel_scope)
-            with trio.move_on_at(deadline) as late:
+            with self._limits.keep(limit) as late:
                 if self.spec.check_endpoint is not None:
                     await health.wait_ready(self._output)
                     why = self._port.stranger(self._family)
@@ -227,21 +229,21 @@ class ModelProcess:
                 await self._output.silent.wait()
             return self._failure(f"{exit_text(child.returncode)} before it was ready{self._output.last_line}")
         if late.cancelled_caught:
-            why = f"not ready within {self._limit()}, last probe: {health.last_answer}{self._output.last_line}"
+            why = f"not ready within {limit}, last probe: {health.last_answer}{self._output.last_line}"
         return self._failure(why) if why else None
 
     async def _serve(self, child: Child, health: Health, task_status: Report) -> None:
         """Return when the server has died, and that is told."""
-        if self.spec.liveness is None or self.spec.check_endpoint is None:
+        if self.spec.check_endpoint is None:
             await child.wait()
         else:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_cancel_on_exit, child, nursery.cancel_scope)
                 is_at_work = partial(self._is_at_work, task_status)
-                await health.wait_dead(self.spec.liveness, self.spec.liveness_misses, is_at_work)
+                misses = await health.wait_dead(self._limits, is_at_work)
                 # In this very step: who is given to the server now, would wait in vain.
-                misses = f"did not answer its health check {self.spec.liveness_misses} times"
-                self._died(f"{misses}, last probe: {health.last_answer}", child, task_status)
+                how = f"did not answer its health check {misses} times, last probe: {health.last_answer}"
+                self._died(how, child, task_status)
                 nursery.cancel_scope.cancel(reason="the server hangs")
         if self._is_serving:
             assert child.returncode is not None
@@ -298,10 +300,10 @@ class ModelProcess:
         try:
             if self._is_serving and child.returncode is None:
                 self._warn(await self._commands.hook("before_stop", child.pid))
-            deadline = trio.current_time() + self.spec.unload_timeout
+            limit = self._limits.begin("unload_timeout")
             if self._family:
-                await self._ask_to_stop(child, deadline)
-                with trio.move_on_at(deadline):
+                await self._ask_to_stop(child, limit)
+                with self._limits.keep(limit):
                     await self._family.wait_gone()
             if not self.spec.never_kill:
                 with trio.move_on_after(KILL_WAIT):
@@ -313,13 +315,13 @@ class ModelProcess:
         finally:
             self._output.scope.deadline = trio.current_time() + OUTPUT_GRACE
 
-    async def _ask_to_stop(self, child: Child, deadline: float) -> None:
+    async def _ask_to_stop(self, child: Child, limit: Limit) -> None:
         # Not by command once the child is reaped: ${PID} might name somebody else.
         if self.spec.stop_argv is not None and child.returncode is None:
-            why = await self._commands.run(self.spec.stop_argv, child.pid, deadline)
+            why = await self._commands.run(self.spec.stop_argv, child.pid, limit)
             if why is None:
                 return
-            self._warn(f"cmd_stop {why or 'is late'}")
+            self._warn(f"cmd_stop {why}")
         self._family.signal(self.spec.stop_signal)
 
     async def _end_hooks(self) -> None:
@@ -328,7 +330,7 @@ class ModelProcess:
             self._warn("hook after_stop is not run, for the server has not ended")
             return
         self._warn(await self._commands.hook("after_stop"))
-        with trio.move_on_after(self.spec.unload_timeout):
+        with self._limits.keep(self._limits.begin("unload_timeout")):
             await self._family.end_strays(self.spec.stop_signal)
         if not self.spec.never_kill:
             with trio.move_on_after(KILL_WAIT):
@@ -358,9 +360,6 @@ class ModelProcess:
     def _warn(self, why: str | None) -> None:
         if why is not None:
             logger.warning("model=%s: %s", self.spec.name, why)
-
-    def _limit(self) -> str:
-        return f"{self.spec.health_check_timeout:g} s (health_check_timeout)"
 
 
 async def _wait_told(code: int) -> None:

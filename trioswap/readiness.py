@@ -16,6 +16,7 @@ import trio
 
 from trioswap import proctree
 from trioswap.config import ModelConfig
+from trioswap.limits import Limits
 from trioswap.output import Output
 from trioswap.proctree import PortOwner
 from trioswap.remote import Prober
@@ -90,20 +91,22 @@ class Health:
             with trio.move_on_after(max(0.0, min(PROBE_MAX, PROBE_SHARE * silence) - PROBE_MIN)):
                 await output.spoke.wait()  # a server that says "ready" is probed at once
 
-    async def wait_dead(self, every: float, misses: int, is_at_work: Callable[[], bool]) -> None:
-        """Return once *misses* probes in a row, *every* so many seconds, have found no answer 200.
+    async def wait_dead(self, limits: Limits, is_at_work: Callable[[], bool]) -> int:
+        """Return how many probes in a row, every `liveness` seconds, found no answer 200: once `liveness_misses` did.
 
-        A server at work is not asked, and not judged by what was asked before, for many answer one
-        request at a time.  In the very step in which this returns it is not at work.
+        Both are what *limits* say by then; without `liveness` this waits for ever.  A server at work
+        is not asked, and not judged by what was asked before, for many answer one request at a
+        time.  In the very step in which this returns it is not at work.
         """
         missed = 0
-        while missed < misses:
-            await trio.sleep(every)
+        while missed < limits.spec.liveness_misses:
+            await limits.sleep("liveness")
             # Asked twice: who has been given a request meanwhile may be busy with it.
             if is_at_work() or await self._is_well() or is_at_work() or self._could_not_ask:
                 missed = 0
             else:
                 missed += 1
+        return missed
 
     @property
     def _could_not_ask(self) -> bool:

@@ -13,6 +13,7 @@ import trio
 from trioswap.config import ModelConfig
 from trioswap.errors import ModelStuck, TrioswapError
 from trioswap.inflight import Entry, InFlight
+from trioswap.limits import Limits
 from trioswap.messages import BecameReady, Died, Event
 from trioswap.process import Supervised
 from trioswap.residency import NOTHING, Holding
@@ -40,6 +41,8 @@ class Run:
     """What it may use of each device, in bytes."""
     limiter: trio.CapacityLimiter | None = None
     """Where its token is to come from."""
+    limits: Limits = attrs.field(default=attrs.Factory(lambda self: Limits(self.spec), takes_self=True))
+    """How long it may take to run dry."""
     scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     quarantine: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     """Around the wait for a stuck process; cancelled when the daemon ends."""
@@ -88,8 +91,9 @@ class Run:
             before.release_on_behalf_of(self)
 
     def adapt(self, spec: ModelConfig) -> None:
-        """From now on *spec* says what is looked up of it while it runs, and how it is stopped."""
+        """From now on *spec* says what is looked up of it while it runs, how it is stopped, and what takes how long."""
         self.spec = spec
+        self.limits.follow(spec)
         if self.process is not None:
             self.process.spec = attrs.evolve(spec, env=self.process.spec.env)
         if self.upstream is not None:
