@@ -22,7 +22,16 @@ from trioswap.footprints import Footprints, Wish
 from trioswap.gguf import estimate, read_header
 from trioswap.group import SwapGroup
 from trioswap.lifecycle import State
-from trioswap.memory import FIRST_LOOK, FOREIGN_LOOK, LAST_LOOK, RETURN_WAIT, Memory, make_memory, usable_sizes
+from trioswap.memory import (
+    FIRST_LOOK,
+    FOREIGN_LOOK,
+    LAST_LOOK,
+    RETURN_WAIT,
+    Memory,
+    Prospect,
+    make_memory,
+    usable_sizes,
+)
 from trioswap.messages import Squeezed
 from trioswap.residency import Holding
 from trioswap.residency.budget import Budget
@@ -416,11 +425,31 @@ async def test_a_device_that_does_not_count_is_not_reported(nursery, autojump_cl
 
 
 async def test_who_does_not_want_to_learn_does_not_look(autojump_clock):
-    """It returns at once."""
+    """Nor at the end."""
     watched = Watched(config=MemoryConfig(learn=False))
-    await watched.watch()
+    with trio.move_on_after(1000):
+        await watched.watch()
 
     assert watched.looks == watched.reports == []
+
+
+@pytest.mark.parametrize("learn", [True, False])
+async def test_another_configuration_may_want_to_learn(autojump_clock, learn):
+    """Of a server that runs since before; and one that does not want it any more does not look, not even at its end."""
+    watched = Watched(config=MemoryConfig(headroom=0, learn=not learn))
+    memory = memory_of(watched.machine, watched.config)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(memory.watch, watched.pids, lambda peak: watched.reports.append((trio.current_time(), peak)))
+        await trio.sleep(100)
+        memory.expect(Prospect(MemoryConfig(headroom=0, learn=learn), memory.budget.sizes, {}), ())
+        watched.looks.clear()
+        watched.reports.clear()
+        watched.uses(20)
+        await wait_all_tasks_blocked()
+        assert watched.reports == ([(100, {"gpu0": 0, RAM: 20})] if learn else [])
+        nursery.cancel_scope.cancel()
+
+    assert bool(watched.looks) is learn
 
 
 async def test_a_gpu_that_is_late_is_waited_for(nursery, autojump_clock):

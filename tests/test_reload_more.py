@@ -127,6 +127,25 @@ async def test_a_model_with_the_name_of_a_borrower(tmp_path):
         assert (await daemon.ask("training")).status == 200
 
 
+async def test_what_runs_is_measured_as_soon_as_somebody_wants_to_know(tmp_path):
+    """Not only what is started from then on."""
+    models = {"a": scripted("--allocate", 2**26, memory="1MiB")}
+
+    async def held() -> int:
+        return (await running(daemon.port))["a"]["memory"]["ram"]
+
+    async def measured() -> bool:
+        return await held() > 2**26
+
+    async with reloading(tmp_path, models, memory=memory("8GiB")) as daemon:
+        pid = await daemon.pid("a")
+        assert await held() == 2**20
+        said = await daemon.reload(models, memory={**memory("8GiB"), "learn": True})
+        assert said["settings"] == ["memory.learn"]
+        await eventually(measured)
+        assert await daemon.pid("a") == pid
+
+
 # ---- how lines of the log begin -----------------------------------------------------------------------
 
 

@@ -59,6 +59,8 @@ class Memory:
     budget: Budget
     _told: Mapping[str, int] = attrs.field(factory=dict, init=False)
     """What there was for models when that was last reported."""
+    _anew: trio.Event = attrs.field(factory=trio.Event, init=False)
+    """Set when another configuration has come; the next one has another event."""
 
     def prospect(self, config: Config) -> Prospect | None:
         """What *config*, which speaks of the same devices, makes of this; looks at model files: call it in a thread."""
@@ -79,6 +81,8 @@ class Memory:
             taken = {}
         sizes = {device: max(0, size - taken.get(device, 0)) for device, size in prospect.sizes.items()}
         self.config, self._told = prospect.config, sizes
+        self._anew.set()
+        self._anew = trio.Event()
         self.budget.replace(sizes, prospect.sizes)
         footprints = self.budget.footprints
         kept = {name: footprints.wishes[name] for name in keep if name in footprints.wishes}
@@ -100,6 +104,7 @@ class Memory:
 
         From readiness on: weights on their way to a GPU are in the host's memory as well.  The first
         look is at once and the last one when this is cancelled, so even a short run is measured.
+        While nobody wants to learn, nobody looks.
         """
         peak: dict[str, int] = {}
 
@@ -111,12 +116,16 @@ class Memory:
                 report(dict(peak))
 
         pause = FIRST_LOOK
-        while self.config.learn:
+        while True:
+            if not self.config.learn:
+                await self._anew.wait()
+                continue
             look()
             try:
                 await trio.sleep(pause)
             except trio.Cancelled:  # the server is being stopped, and still has what it has
-                look()
+                if self.config.learn:
+                    look()
                 raise
             pause = min(LOOK_GROWTH * pause, LAST_LOOK)
 
