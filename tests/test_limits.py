@@ -11,7 +11,7 @@ import trio
 from children import PATIENCE, alive
 from daemons import ending, eventually, fetch, is_running, running, scripted
 from fakes import spec
-from test_reload import changed, reloading, some, streaming
+from test_reload import changed, reloading, renamed, some, streaming
 
 from trioswap.limits import Limits
 
@@ -145,6 +145,19 @@ async def test_a_drain_that_takes_too_long_by_now(tmp_path):
             assert (await daemon.reload(models, **together))["updated"] == {"a": ["drain_timeout"]}
             assert f"{OVER} s after its model was to stop" in await ending(client)
         assert [answer.status for answer in answers] == [200]
+
+
+async def test_an_old_server_that_serves_too_long_by_now(tmp_path):
+    """A reload has it end, and the next one sees that it goes."""
+    model = scripted(unload_drain_timeout=ENDLESS)
+    async with reloading(tmp_path, {"a": model}) as daemon, streaming(daemon.port, "a", 10**6) as client:
+        model = renamed(model)
+        assert (await daemon.reload({"a": model}))["restarted"] == {"a": ["cmd"]}
+        await eventually(partial(is_running, daemon.port, "a", state="draining"))
+        said = await daemon.reload({"a": changed(model, unload_drain_timeout=OVER)})
+        assert said["updated"] == {"a": ["unload_drain_timeout"]}
+        assert f"{OVER} s after its model was to stop" in await ending(client)
+        assert (await daemon.ask("a")).status == 200
 
 
 async def test_an_unload_that_takes_too_long_by_now(tmp_path):

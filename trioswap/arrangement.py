@@ -214,8 +214,8 @@ class Arrangement:
             for name in sorted(domain):
                 self._settle(name, group)
         leaving = rules.names.keys() if isinstance(rules, Leaving) else frozenset[str]()
-        for name in config.models.keys() - leaving:
-            self.home[name].adapt(name)
+        for name in config.models:
+            self.home[name].adapt(name, leaves=name in leaving)
         for name in changes.removed:  # so that it is forgotten even if its scheduler breaks when it is told
             self.home[name].core.models[name].removed = True
         for group in self.groups:

@@ -157,10 +157,10 @@ class SwapGroup:
         self._supervise[spec.name] = supervise
         self.desk.tell[spec.name] = self.feed
 
-    def adapt(self, name: str) -> None:
+    def adapt(self, name: str, *, leaves: bool) -> None:
         """What is looked up of a server while it runs, and when it is stopped, is from now on what is configured."""
         if name in self._runs:
-            self._runs[name].adapt(self.models[name])
+            self._runs[name].adapt(self.models[name], leaves=leaves)
 
     def take(self, name: str, other: SwapGroup) -> None:
         """Move a model here from *other*, with its server, its token, who waits for it and who is served.

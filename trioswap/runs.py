@@ -90,10 +90,15 @@ class Run:
             self.take_token()
             before.release_on_behalf_of(self)
 
-    def adapt(self, spec: ModelConfig) -> None:
-        """From now on *spec* says what is looked up of it while it runs, how it is stopped, and what takes how long."""
-        self.spec = spec
+    def adapt(self, spec: ModelConfig, *, leaves: bool) -> None:
+        """From now on *spec* says what is looked up of it while it runs, how it is stopped, and what takes how long.
+
+        One that *leaves* is stopped as it was started to be; but how long others wait until it has run dry is new.
+        """
         self.limits.follow(spec)
+        if leaves:
+            return
+        self.spec = spec
         if self.process is not None:
             self.process.spec = attrs.evolve(spec, env=self.process.spec.env)
         if self.upstream is not None:
