@@ -68,6 +68,7 @@ FLAGS = {
     "status": 200,  # of every POST; websockets are refused with another one
     "truncate": False,  # declares more bytes than it sends, then closes; a stream ends without its last chunk
     "die-on-request": False,  # exits upon a POST, before any byte
+    "die-on-error": False,  # exits behind an answer that --status has made one
     "dying": 0.0,  # seconds that this takes, in which nobody is served and nobody can connect
     "die-mid-stream": -1,  # exits after that many events
 }
@@ -390,6 +391,8 @@ def answer(connection, request, options):
     if options.status != 200:
         error = {"error": {"message": f"{options.name} says {options.status}", "type": "scripted", "code": None}}
         send(connection, options.status, "application/json", json.dumps(error).encode())
+        if options.die_on_error:
+            die(connection, options)
         return True
     if options.formats and formatted(connection, request, options):
         return True

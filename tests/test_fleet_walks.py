@@ -175,7 +175,9 @@ class Walk:
                 async with self.fleet.lease(name, weight, label=f"one for {name}") as lease:
                     await trio.sleep(seconds)
                     with suppress(UpstreamFailed):
-                        return f"answered by {lease.upstream.answer()}"
+                        answered = f"answered by {lease.upstream.answer()}"
+                        lease.answered(200)
+                        return answered
                     return "lost"
         except TrioswapError as exc:
             return type(exc).__name__

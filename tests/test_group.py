@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import trio
 from fakes import Script, make_group, spec
@@ -26,6 +28,7 @@ async def use(group: SwapGroup, model: str, seconds: float, script: Script) -> s
         script.say(f"{model} serves")
         await trio.sleep(seconds)
         script.say(f"{model} served")
+        lease.answered(200)
         return lease.upstream.answer()
 
 
@@ -367,7 +370,7 @@ async def test_who_asks_too_soon_is_told_what_went_wrong(script, nursery, autoju
 
 
 async def test_a_request_that_was_not_served_proves_nothing(script, nursery, autojump_clock):
-    """Who gives up while it is served, or is cut off, does not close the circuit; who is served does."""
+    """Who gives up while it is served, is cut off, or gets an error, does not close the circuit; who is served does."""
     group = make_group(script)
     await nursery.start(group.run)
 
@@ -386,11 +389,18 @@ async def test_a_request_that_was_not_served_proves_nothing(script, nursery, aut
         with trio.move_on_after(6):
             await use(group, "a", 100, script)
 
+    async def told(*statuses: int) -> None:
+        async with group.lease("a") as lease:
+            for status in statuses:
+                lease.answered(status)
+
     async def served() -> None:
         await use(group, "a", 1, script)
 
-    assert await crash_after(given_up) == pytest.approx(0.9)
-    await group.unload(("a",))
+    for proof in (given_up, told, partial(told, 500), partial(told, 503)):
+        assert await crash_after(proof) == pytest.approx(0.9)
+        await group.unload(("a",))
+    assert await crash_after(partial(told, 404)) == 0
     assert await crash_after(served) == 0
     nursery.cancel_scope.cancel()
 

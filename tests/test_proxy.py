@@ -42,6 +42,7 @@ from trioswap.proxy import LAST_CHANCE
 CHAT = "/v1/chat/completions"
 # Of the clock, for what takes a hundredth of it: a client that left is noticed at once.
 NOTICED = 1.0
+HOUR = 3600
 CHAOS_CHILD = MODEL_SERVER.with_name("chaos_child.py")
 
 
@@ -259,6 +260,36 @@ async def test_a_server_that_dies_again_is_a_502(tmp_path):
     assert answer.json()["error"]["code"] == "bad_gateway"
     assert 'model "a" failed' in answer.json()["error"]["message"]
     assert (tmp_path / "starts").read_text() == "started\n" * 2
+
+
+async def has_stopped(port: int, model: str) -> bool:
+    """Whether it does not run, however it came to that."""
+    return model not in await running(port) or await is_running(port, model, state="stopped")
+
+
+async def test_a_server_that_dies_behind_each_error_puts_out_others_twice_at_most():
+    """An answer of 5xx is no proof that it works: the second death in a row opens the circuit, as if none had come."""
+    models = {
+        "bad": scripted("--status", 500, "--die-on-error", backoff=HOUR, backoff_max=HOUR, max_wait=0.0),
+        "good": scripted(max_wait=0.0),
+    }
+    async with daemon(models, turn_lease=0, linger=0) as served:
+        found, pids = [], []
+        for _ in range(5):
+            pids.append((await fetch(served.port, "POST", CHAT, chat("good"))).json()["pid"])
+            answer = await fetch(served.port, "POST", CHAT, chat("bad"))
+            found.append((answer.status, int(answer["retry-after"] or 0) > HOUR / 2))
+            await eventually(partial(has_stopped, served.port, "bad"))
+    assert found == [(500, False)] * 2 + [(503, True)] * 3
+    assert len(set(pids)) == 3
+
+
+async def test_a_server_that_lives_on_behind_its_errors_is_asked_again():
+    """They open no circuit: what it says next may be an answer."""
+    async with daemon({"a": scripted("--status", 500, backoff=HOUR, backoff_max=HOUR)}) as served:
+        answers = [await fetch(served.port, "POST", CHAT, chat("a")) for _ in range(3)]
+        assert [answer.status for answer in answers] == [500] * 3
+        assert await answer_of(served.port, "a", status=200) == "a"
 
 
 async def test_many_requests_of_a_server_that_died_are_all_retried(tmp_path):

@@ -157,6 +157,7 @@ class Race(trio.abc.Instrument):
                 process = self.script.alive.get(model)
                 if process is not None and process.attempt == lease.attempt and not process._crash.is_set():
                     assert lease.upstream.answer() == model, "a foreign answer"
+                    lease.answered(200)
                 return "served"
         except (ModelError, ShuttingDown) as exc:
             return type(exc).__name__

@@ -63,6 +63,10 @@ class World:
     async def unload(self, model: str) -> None:
         assert (await fetch(self.port, "POST", f"/api/models/unload/{model}", b"", KEY)).status == 200
 
+    async def has_stopped(self) -> bool:
+        """Whether no model runs."""
+        return all(row["state"] == "stopped" for row in (await running(self.port)).values())
+
     async def is_idle(self) -> bool:
         """Whether nobody is served, and nobody waits."""
         rows = (await self.get("/running"))["running"]
@@ -291,6 +295,18 @@ async def test_a_model_server_that_breaks_off(command):
         assert reason.startswith('model "a" failed while it handled the request: ')
         await says(await here.accepted("/upstream/a/"))
         assert (await pid_of(here.served.model_ports["a"]) != pid) == (command == "!die")
+
+
+async def test_a_model_server_that_dies_in_each_websocket_is_not_tried_for_ever():
+    """That it accepted them is no proof: after the second death in a row who asks is told when to come again."""
+    async with world({"a": scripted(backoff=3600, backoff_max=3600)}) as here:
+        for _ in range(2):
+            client = await here.accepted("/upstream/a/")
+            await client.send("!die")
+            await client.closed()
+            await eventually(here.has_stopped)
+        refused = (await here.open("/upstream/a/")).response
+        assert (refused.status_code, int(refused.headers["retry-after"]) > 1800) == (503, True)
 
 
 async def test_a_model_server_that_dies_before_it_answers():

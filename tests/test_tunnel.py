@@ -32,6 +32,8 @@ class Gate:
     refusal: TrioswapError | None = None
     """What the lease ends with instead."""
     leases: int = 0
+    failed: list[UpstreamFailed] = attrs.field(factory=list)
+    """What the leases heard of the failures of the server."""
     scopes: list[trio.CancelScope] = attrs.field(factory=list)
     """Of each lease: cancelled, it is cut."""
     clients: list[Socket] = attrs.field(factory=list)
@@ -70,6 +72,9 @@ class Gate:
                 if self.refusal is not None:
                     raise self.refusal
                 yield
+            except UpstreamFailed as exc:
+                self.failed.append(exc)
+                raise
             finally:
                 self.leases -= 1
         if scope.cancelled_caught:
@@ -202,7 +207,7 @@ async def test_the_servers_close_reaches_the_client(said, heard):
 
 @pytest.mark.parametrize("how", ["aclose", "reset"])
 async def test_a_server_that_breaks_off(how):
-    """The client hears 1011 and why."""
+    """The client hears 1011 and why; who holds the lease hears it too, for it was not served."""
 
     async def script(peer):
         await peer.send("half of the story")
@@ -219,6 +224,7 @@ async def test_a_server_that_breaks_off(how):
         code, reason = await client.closed()
         assert code == 1011
         assert reason.startswith('model "m" failed')
+        assert len(here.gate.failed) == 1
 
 
 async def test_a_refusal_reaches_the_client():

@@ -130,7 +130,7 @@ class SwapGroup:
                     raise answer.error
                 assert answer.lease is not None
                 yield answer.lease
-                served = True
+                served = answer.lease.served
             finally:  # sync, so it cannot be interrupted
                 del self._answers[ticket], self.labels[ticket]
                 if answer.lease is not None:

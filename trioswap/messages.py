@@ -35,7 +35,7 @@ class Left:
 
     ticket: int
     served: bool = True
-    """If it held a lease: it got what it came for."""
+    """If it held a lease: it got what it came for, which proves that the server works."""
 
 
 @attrs.frozen

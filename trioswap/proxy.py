@@ -189,6 +189,7 @@ class _Relay:
             headers = _without(call.headers, b"accept-encoding") if ours else call.headers
             try:
                 async with held.upstream.request(call.method, call.target, headers, call.body) as response:
+                    held.answered(response.status)
                     await _relay(hand, response)
                 return True
             except UpstreamFailed as exc:  # the end of a peer is told by nobody

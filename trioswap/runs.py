@@ -155,7 +155,7 @@ class News:
         self.tell(self.run.spec.name, Died(self.run.spec.name, self.run.attempt, why))
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Lease:
     """A request's right to a model: no swap stops it while this is held."""
 
@@ -166,6 +166,12 @@ class Lease:
     """What it may use of each device, in bytes."""
     dead: trio.Event
     """The server has ended: what one that died has set a moment later."""
+    served: bool = attrs.field(default=False, init=False)
+    """The server has proved that it works; to be ready alone is no proof."""
+
+    def answered(self, status: int) -> None:
+        """The head of the server's answer has come; an error of its own (5xx) proves nothing."""
+        self.served = status < 500
 
     async def has_died(self) -> bool:
         """Whether its server, which has broken a connection, is dead; waits for as long as it looks like that."""

@@ -109,7 +109,9 @@ async def _reach(
         waiting.deadline = math.inf
         url, offered = held.upstream.base_url, socket.subprotocols
         opening = open_websocket(way.model, url, target, headers, offered, timeouts=way.timeouts)
-        return await stack.enter_async_context(opening)
+        websocket = await stack.enter_async_context(opening)
+        held.answered(101)
+        return websocket
 
     held = await stack.enter_async_context(way.source())
     try:

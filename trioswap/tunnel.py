@@ -168,6 +168,8 @@ class _Tunnel:
                 self.opened = True
                 self.to_client.put_nowait(Opened(server.subprotocol, server.headers))
                 end = await self._converse(server)
+                if isinstance(end, UpstreamFailed):
+                    raise end  # through whoever holds the lease, who is to know
         except TrioswapError as exc:
             end = exc
         self.to_client.put_nowait(end)

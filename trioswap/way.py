@@ -34,6 +34,9 @@ class Held(Protocol):
     def dead(self) -> trio.Event:
         """Set when the server is known to have ended."""
 
+    def answered(self, status: int) -> None:
+        """The head of the server's answer has come; to be told before the right is given back."""
+
     async def has_died(self) -> bool:
         """Whether the server, which has broken a connection, is dead; waits for as long as it looks like that."""
 
@@ -149,6 +152,9 @@ class _AtPeer:
 
     upstream: Peer
     dead: trio.Event = attrs.field(factory=trio.Event)  # nobody tells us of its end
+
+    def answered(self, status: int) -> None:
+        pass
 
     async def has_died(self) -> bool:
         return False
