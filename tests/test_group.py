@@ -472,7 +472,7 @@ async def test_a_stuck_process_keeps_its_token_and_blocks_nobody_for_ever(script
 
 @pytest.mark.parametrize("never_kill", [False, True])
 async def test_what_is_said_of_a_stuck_process_is_true(script, nursery, autojump_clock, caplog, never_kill):
-    """Only who was sent SIGKILL has survived it."""
+    """Only who was sent SIGKILL has survived it; and who it is, for somebody has to end it."""
     script.stays_stuck = True
     group = make_group(script, never_kill=never_kill)
     await nursery.start(group.run)
@@ -481,8 +481,11 @@ async def test_what_is_said_of_a_stuck_process_is_true(script, nursery, autojump
         await use(group, "b", 1, script)
 
     assert "SIGKILL" not in found.value.message
+    assert "end pid 1 by hand" in found.value.message
+    with pytest.raises(ModelStuck, match="end pid 1 by hand"):
+        await group.unload(("a",))
     why = "must not get SIGKILL (never_kill)" if never_kill else "survived SIGKILL"
-    assert f"quarantined model=a attempt=1: its process did not end and {why}" in caplog.text
+    assert f"quarantined model=a pids=1: it did not end and {why}" in caplog.text
     nursery.cancel_scope.cancel()
 
 

@@ -75,6 +75,8 @@ async def test_the_next_daemon_starts_nothing_beside_what_was_spared(tmp_path, r
     async with command("serve", "-c", path) as first:
         assert (await fetch(first.port, "POST", CHAT, chat("c"))).status == 200
         pid = await pid_of(both["c"].port)
+        answer = await fetch(first.port, "POST", CHAT, chat("a"))
+        assert (answer.status, f"end pid {pid} by hand" in answer.text) == (503, True)
         first.process.send_signal(end)
         with trio.fail_after(PATIENCE):
             assert await first.process.wait() == (0 if end == signal.SIGTERM else -end)

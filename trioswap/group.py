@@ -378,10 +378,11 @@ class SwapGroup:
 
     async def _wait_in_quarantine(self, process: Supervised, run: Run) -> None:
         why = "must not get SIGKILL (never_kill)" if run.spec.never_kill else "survived SIGKILL"
-        logger.error("quarantined model=%s attempt=%d: its process did not end and %s", run.spec.name, run.attempt, why)
+        name, pids = run.spec.name, tuple(process.pids())
+        logger.error("quarantined model=%s pids=%s: it did not end and %s", name, ",".join(map(str, pids)), why)
         run.stuck = True
         run.over.set()
-        self._tell(run.spec.name, GotStuck(run.spec.name, run.attempt))
+        self._tell(name, GotStuck(name, run.attempt, pids))
         # Who is dead breaks the connections to it; this one keeps them, and would never answer.
         self.inflight.cut(run.attempt, f"its process did not end and {why}")
         with run.quarantine:

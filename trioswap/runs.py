@@ -128,7 +128,7 @@ async def wait_over(runs: Sequence[Run]) -> None:
         await run.over.wait()
     stuck = next((run for run in runs if run.stuck), None)
     if stuck is not None:
-        raise ModelStuck(stuck.spec.name, stuck.spec.name)
+        raise ModelStuck(stuck.spec.name, stuck.spec.name, () if stuck.process is None else stuck.process.pids())
 
 
 @attrs.frozen
