@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from trioswap.errors import LeaseCut
 from trioswap.inflight import Entry, InFlight
 
 
@@ -136,3 +137,26 @@ async def test_a_cut_of_an_idle_attempt_cuts_nobody(inflight):
 
     assert inflight.cut(1, "too late") == 0
     assert not entry.scope.cancel_called
+
+
+async def test_who_passes_by_is_cut_with_the_others_and_counts_for_nothing(inflight, nursery):
+    """Nobody waits for it either; what passes by another attempt goes on."""
+    heard: list[str] = []
+
+    async def pass_by(attempt: int) -> None:
+        with pytest.raises(LeaseCut, match="it was cut"), inflight.passing("m", attempt):
+            await trio.sleep_forever()
+        heard.append(f"{attempt} was cut")
+
+    for attempt in (1, 1, 2):
+        nursery.start_soon(pass_by, attempt)
+    await wait_all_tasks_blocked()
+    assert inflight.count(1) == 0
+    await inflight.wait_idle(1)
+    assert inflight.cut(1, "it was cut") == 2
+    await wait_all_tasks_blocked()
+    assert heard == ["1 was cut"] * 2
+
+    assert inflight.cut(2, "it was cut") == 1
+    await wait_all_tasks_blocked()
+    assert inflight.cut(1, "again") == inflight.cut(2, "again") == 0

@@ -992,10 +992,14 @@ async def test_behind_a_daemon_a_stalled_server_is_replaced():
         assert not alive(int(first))
 
 
-async def test_behind_a_daemon_who_is_served_by_one_that_cannot_be_ended_is_told():
-    """It hangs, keeps the connection and must not be killed: nobody waits for an answer that will never come."""
+@pytest.mark.parametrize("passing", [False, True])
+async def test_behind_a_daemon_who_is_served_by_one_that_cannot_be_ended_is_told(passing):
+    """It hangs, keeps the connection and must not be killed: nobody waits for an answer that will never come.
+
+    Who only passes by, for a page's file, neither.
+    """
     _, table = hosted(never_kill=True, stop_signal="SIGUSR2", unload_timeout=0)  # it stays
-    async with daemon({"a": table}) as served:
+    async with daemon({"a": table}, upstream={"ignore_paths": ["stall"] if passing else []}) as served:
         pid = int((await fetch(served.port, "GET", "/upstream/a/")).text)
         try:
             answer = await fetch(served.port, "GET", "/upstream/a/stall")

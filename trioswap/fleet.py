@@ -6,7 +6,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Container, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from typing import Final
 
@@ -173,6 +173,10 @@ class Fleet:
     def passing(self, model: str) -> Lease | None:
         """The way to *model* for what must not count as use; None: it is not ready.  See `SwapGroup.passing`."""
         return self._group_of[model].passing(model) if model in self._group_of else None
+
+    def pass_by(self, way: Lease) -> AbstractContextManager[None]:
+        """Use *way*, which `passing` gave, for the length of the block; see `InFlight.passing`."""
+        return self.arrangement.desk.inflight.passing(way.model, way.attempt)
 
     def state(self, model: str) -> State:
         """How far *model* is; one that was removed is stopped."""

@@ -142,7 +142,7 @@ class SwapGroup:
     def passing(self, model: str) -> Lease | None:
         """The way to *model* for what must not count as use (invariant I12); None: it is not ready.
 
-        It holds nobody up: when a swap ends the model, what goes on there is broken off.
+        It holds nobody up: when a swap ends the model, what goes on there is broken off (`InFlight.passing`).
         """
         run = self._runs.get(model)
         if run is None or run.upstream is None or run.dead.is_set():

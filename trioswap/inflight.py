@@ -6,12 +6,19 @@ neither wait for nor cut off what its successor serves (invariant I2).
 An entry is made in the very step that grants a lease, before anything awaits, and ends
 when the lease does.  Each entry carries the cancel scope of its lease, so that a drain
 deadline can cut what does not end by itself.
+
+Who only passes by (invariant I12) counts for nothing, and nobody waits for it; but it is cut with the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import attrs
 import trio
+
+from trioswap.errors import LeaseCut
 
 
 @attrs.define(eq=False)
@@ -28,6 +35,7 @@ class InFlight:
 
     def __init__(self) -> None:
         self._entries: dict[int, dict[int, Entry]] = {}
+        self._passing: dict[int, list[Entry]] = {}  # for exactly the attempts that somebody passes by
         self._idle: dict[int, trio.Event] = {}  # for exactly the attempts that somebody waits for
 
     def __repr__(self) -> str:
@@ -47,6 +55,25 @@ class InFlight:
             if attempt in self._idle:
                 self._idle.pop(attempt).set()
 
+    @contextmanager
+    def passing(self, model: str, attempt: int) -> Iterator[None]:
+        """The block uses *attempt* of *model* without being counted.
+
+        Raises:
+            LeaseCut: it was cut.
+        """
+        entry = Entry(trio.CancelScope())
+        self._passing.setdefault(attempt, []).append(entry)
+        try:
+            with entry.scope:
+                yield
+        finally:
+            self._passing[attempt].remove(entry)
+            if not self._passing[attempt]:
+                del self._passing[attempt]
+        if entry.scope.cancelled_caught:
+            raise LeaseCut(model, entry.cut_because or "cancelled")
+
     def count(self, attempt: int) -> int:
         """How many requests *attempt* is serving."""
         return len(self._entries.get(attempt, {}))
@@ -58,9 +85,9 @@ class InFlight:
             await self._idle.setdefault(attempt, trio.Event()).wait()
 
     def cut(self, attempt: int, why: str) -> int:
-        """Cancel every lease on *attempt*; return how many there were."""
-        entries = self._entries.get(attempt, {})
-        for entry in entries.values():
+        """Cancel every lease on *attempt*, and who passes by; return how many there were."""
+        entries = [*self._entries.get(attempt, {}).values(), *self._passing.get(attempt, [])]
+        for entry in entries:
             entry.cut_because = why
             entry.scope.cancel(reason=why)
         return len(entries)

@@ -138,7 +138,8 @@ class Way:
         held = self.services.fleet.passing(self.model)
         if held is None:
             raise NotLoaded(self.model, self.passing or "this")
-        yield held
+        with self.services.fleet.pass_by(held):
+            yield held
 
     @asynccontextmanager
     async def _ask_peer(self) -> AsyncIterator[Held]:
