@@ -174,7 +174,7 @@ class Handshake:
             text = f"{what} within {limit:g} s ({setting})"
             raise UpstreamTimedOut(self._model, text, before_first_byte=True) from exc
         except (OSError, trio.BrokenResourceError) as exc:
-            raise self._failed(why(exc)) from exc
+            raise self._failed(reason(exc)) from exc
 
     def _failed(self, text: str) -> UpstreamFailed:
         # Nothing of the answer has been used, and what is asked has no effect: it may be asked again.
@@ -187,13 +187,3 @@ def _passed_on(headers: Sequence[Header]) -> list[Header]:
         for name, value in end_to_end(headers)
         if name.lower() not in _OURS and not name.lower().startswith(_HANDSHAKE)
     ]
-
-
-def why(exc: BaseException) -> str:
-    """`reason`, but in OpenSSL's words where it was TLS: the numbers of its errors are not the system's."""
-    cause = exc if isinstance(exc, ssl.SSLError) else exc.__cause__
-    if isinstance(cause, ssl.SSLError):
-        # Of the certificate, if it is that; the attribute is missing on other failures.
-        text = getattr(cause, "verify_message", None) or cause.reason or cause
-        return str(text).lower().replace("_", " ")
-    return reason(exc)

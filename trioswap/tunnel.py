@@ -28,6 +28,7 @@ from trioswap.asgi_websocket import Socket
 from trioswap.errors import ShuttingDown, TrioswapError, UpstreamFailed
 from trioswap.handshake import HandshakeRefused
 from trioswap.request import Headers
+from trioswap.runs import DEATH_NOTICE
 from trioswap.websocket import CLOSE_GRACE, Closed, Message, WebSocket
 
 logger = logging.getLogger(__name__)
@@ -38,8 +39,6 @@ BACKLOG: Final = 1024 * 1024
 OVERHEAD: Final = 64
 # Seconds in which a model server may take leave of a client that has gone without a word.
 GONE_GRACE: Final = 0.1
-# A dying server breaks its connections a moment before its supervisor sees it end.
-DEATH_NOTICE: Final = 2.0
 # Headers of the handshake's answer that are ours to send.
 OUR_HEADERS: Final = frozenset({b"date", b"x-request-id"})
 

@@ -25,9 +25,9 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import LocalProtocolError
 
 from trioswap.config.parts import TimeoutConfig
-from trioswap.connection import READ_SIZE
+from trioswap.connection import READ_SIZE, reason
 from trioswap.errors import UpstreamFailed
-from trioswap.handshake import Handshake, why
+from trioswap.handshake import Handshake
 from trioswap.upstream import Header, end_to_end
 
 # Seconds for the last words of a websocket: our close frame, and the server's answer to it.
@@ -174,7 +174,7 @@ class WebSocket:
         try:
             data = await self._stream.receive_some(READ_SIZE)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise self._failed(why(exc)) from exc
+            raise self._failed(reason(exc)) from exc
         if not data:
             raise self._failed("it ended the websocket without a close frame")
         self._frames.receive_data(bytes(data))
