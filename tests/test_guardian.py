@@ -340,10 +340,10 @@ async def test_who_must_never_be_killed_is_not_though_it_was_found_earlier(tmp_p
 
 
 @asynccontextmanager
-async def program(instance: str = OURS, *, stderr: int | None = None) -> AsyncIterator[trio.Process]:
-    """The guardian's program; the test is its daemon."""
+async def program(instance: str = OURS, *, stderr: int | None = None, patch: str = "") -> AsyncIterator[trio.Process]:
+    """The guardian's program, with a statement of *patch* before it begins; the test is its daemon."""
     process = await trio.lowlevel.open_process(
-        guard_command(instance),
+        [part.replace("guard.main(", f"{patch}\nguard.main(") for part in guard_command(instance)],
         stdin=subprocess.PIPE,
         stderr=stderr,
         start_new_session=True,
@@ -521,7 +521,8 @@ async def test_a_stop_command_that_is_still_being_loaded_holds_up_nothing(tmp_pa
     """Its file system may be the one that does not answer."""
     with slow_disk(tmp_path, "true") as (stop, _):
         line = json.dumps({"argv": [str(stop)], "env": {}})
-        async with running(SLEEPS, until="up", env={proctree.MARKER: f"{OURS}-1"}) as child, program() as process:
+        env, patch = {proctree.MARKER: f"{OURS}-1"}, "guard.COMMAND_TIME = 0.2"
+        async with running(SLEEPS, until="up", env=env) as child, program(patch=patch) as process:
             with trio.fail_after(LEASE_TIME / 2):  # later the kernel lets it be loaded after all
                 await told(process, began(child.pid, f"{OURS}-1", line))
             assert await child.wait() == -signal.SIGTERM
