@@ -16,8 +16,13 @@ from daemons import scripted, write_config
 from sockets import notify_socket
 
 from trioswap import notify as notify_module
+from trioswap.config import load
+from trioswap.daemon import CONNECTION_GRACE
+from trioswap.guardian import END_WAIT
 from trioswap.notify import ALIVE, feed_watchdog, more_time, notify, watchdog_interval
 from trioswap.process import KILL_WAIT
+from trioswap.selfcheck import limits_of
+from trioswap.state import LAST_SAVE
 
 
 async def test_a_service_from_start_to_stop(tmp_path):
@@ -137,6 +142,8 @@ async def test_it_asks_for_the_time_that_the_stop_may_take(tmp_path, settings, l
         name, _, number = (await notices.next()).partition("=")
     assert name == "EXTEND_TIMEOUT_USEC"
     assert least + KILL_WAIT < int(number) / 1e6 < least + KILL_WAIT + 60
+    rest = CONNECTION_GRACE + LAST_SAVE + 2 * END_WAIT
+    assert int(number) / 1e6 >= limits_of(load(path).models["slow"]).stop + rest
 
 
 def test_more_time_is_never_too_little():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from trioswap import daemon, guardian
+from trioswap import daemon
 from trioswap.config import load
 from trioswap.selfcheck import limits_of
 
@@ -80,7 +80,7 @@ def test_links_lead_somewhere(name):
 def test_the_unit_waits_long_enough():
     """systemd's patience is longer than the longest clean stop with default settings."""
     [model] = load(ROOT / "configs" / "minimal.toml").models.values()
-    stop = limits_of(model).stop + daemon.CONNECTION_GRACE + guardian.END_WAIT
+    stop = limits_of(model).stop + daemon.REST
 
     assert int(re.search(r"^TimeoutStopSec=(\d+)$", UNIT.read_text(), re.MULTILINE)[1]) > stop
 

@@ -44,7 +44,7 @@ from trioswap.routing import Routing
 from trioswap.selfcheck import shutdown_limit
 from trioswap.server import HttpServer
 from trioswap.spawning import anybody_late
-from trioswap.state import FILE, State, default_directory
+from trioswap.state import FILE, LAST_SAVE, State, default_directory
 from trioswap.tls import Certificates
 from trioswap.watching import Watch
 
@@ -54,6 +54,8 @@ logger = logging.getLogger(__name__)
 
 # After the models are gone nobody has anything left to say; what a client does not take by then is lost to it.
 CONNECTION_GRACE = 3.0
+# Seconds that all may take once the models are gone; the guardian is waited for again if it has to be killed.
+REST = CONNECTION_GRACE + LAST_SAVE + 2 * END_WAIT
 
 
 async def serve(
@@ -134,7 +136,7 @@ async def _serve(
             notify("READY=1")
             await _wait_stop_signal(signals, reloader)
             notify("STOPPING=1")
-            notify(more_time(shutdown_limit(fleet) + CONNECTION_GRACE + END_WAIT))
+            notify(more_time(shutdown_limit(fleet) + REST))
             http.begin_shutdown()
             fleet.shutdown()
             nursery.start_soon(_hasten_on_signal, signals, fleet)

@@ -131,7 +131,7 @@ class Guardian:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the program running until cancelled, and end it then; `started` when it has been started, or cannot be.
 
-        Takes at most `END_WAIT` for the end.
+        Takes at most twice `END_WAIT` for the end.
         """
         pause = RESTART_MIN
         if not proctree.PROC.joinpath("self/stat").exists():
