@@ -380,6 +380,42 @@ def test_nobody_is_put_out_for_what_cannot_even_be_tried(mended_by):
         assert evicted(play.ask("d", 606)) == {"b", "c"}
 
 
+@pytest.mark.parametrize("gate_closed", [False, True])
+def test_nor_for_a_claim_that_was_there_before_the_shortage(gate_closed):
+    """It is told what a newcomer is when others would go for it; while they work it waits on, and may outlast it."""
+    play = Play("abcd", needs={"a": 40, "b": 60, "c": 40, "d": 60}, size=100, max_wait=60.0)
+    tickets = {name: play.bring_up(name) for name in "ab"}
+    play.ask("c", 1)
+    assert play.ask("d", 1) == []
+    assert evicted(play.say(Left(tickets["a"]), 58)) == {"a"}
+    assert types(play.ended("a", 59)) == [Start]
+    [failed] = play.ended("c", 60, NothingLeftToStart("c", "no descriptor is left"))
+    assert failed.ticket == 3
+    if not gate_closed:
+        assert types(play.say(Left(tickets["b"]), 60.5)) == [Reject]
+        assert types(play.ask("b", 62)) == [Grant]
+        return
+    assert types(play.say(WokeUp(), 61)) == [CloseGate]
+    play.ask("b", 61)
+    reject, opened, grant = play.say(Left(tickets["b"]), 62)
+    assert (reject.ticket, type(reject.error), reject.error.model) == (4, NothingLeftToStart, "d")
+    assert types([opened, grant]) == [OpenGate, Grant]
+    play.say(Left(play.ticket), 64)
+    assert evicted(play.ask("d", 65)) == {"b"}
+
+
+def test_a_claim_that_waits_out_the_shortage_is_served():
+    """Nobody was to be put out for it meanwhile."""
+    play = Play("abcd", needs={"a": 40, "b": 60, "c": 40, "d": 60}, size=100)
+    tickets = {name: play.bring_up(name) for name in "ab"}
+    play.say(Left(tickets["a"]), 1)
+    assert evicted(play.ask("c", 2)) == {"a"}
+    play.ended("a", 3)
+    play.ended("c", 4, NothingLeftToStart("c", "no descriptor is left"))
+    assert play.ask("d", 5) == []
+    assert evicted(play.say(Left(tickets["b"]), 9)) == {"b"}
+
+
 def test_out_of_memory_is_tried_once_more_with_more_room():
     """A quarter more, for which others go; the second failure is the answer."""
     play = Play(needs={"a": 40, "b": 60}, size=100)

@@ -69,6 +69,11 @@ class Plan:
             or any(not claim.policy.yields for claim, _ in self.start)
         )
 
+    @property
+    def at_the_cost_of_others(self) -> list[Model]:
+        """The claims that others end for so that a server can be started; a loan starts none."""
+        return [claim for claim, _ in self.swap if claim.must_start]
+
 
 def make_plan(
     claims: Iterable[Model], occupied: Iterable[Model], residency: Residency, rules: Rules, now: float

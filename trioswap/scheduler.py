@@ -163,9 +163,6 @@ class Scheduler(Books):
         if model.circuit.is_open(self._now):
             self._out.append(Reject(ticket, model.circuit.refusal(self._now)))
             return
-        if self._shortage.lasts(self._now) and self._needs_victims(model):
-            self._out.append(Reject(ticket, self._shortage.refusal(model.name)))
-            return
         self._where[ticket] = model
         if model.out_of_work:
             model.costs.gaps.append(self._now - model.idle_since)
@@ -180,11 +177,6 @@ class Scheduler(Books):
             self._classify(model)
             # Who loads for somebody already is in nobody's plan; who loaded for nobody was to be put out, perhaps.
             self._stale = self._stale or model.state is not State.STARTING or model.queue.count == 1
-
-    def _needs_victims(self, model: Model) -> bool:
-        """Whether somebody has to go before *model* can start."""
-        others = {name: other.holding for name, other in self._occupied.items() if other is not model}
-        return model.must_start and bool(others) and self.residency.place(model.name, others) is None
 
     def _left(self, ticket: int, *, served: bool) -> None:
         model = self._where.pop(ticket, None)
@@ -338,8 +330,12 @@ class Scheduler(Books):
             self._stop_the_expired()
             self._relieve()
             plan = make_plan(claims, occupied, self.residency, self.rules, self._now)
-            again = plan.leaves_more_to_decide
-            self._carry_out(plan)
+            vain = plan.at_the_cost_of_others if self._shortage.lasts(self._now) else []
+            for claim in vain:
+                self._reject_all(claim, partial(self._shortage.refusal, claim.name))
+            again = bool(vain) or plan.leaves_more_to_decide
+            if not vain:
+                self._carry_out(plan)
             again = again or any(model.expires <= self._now for model in occupied)  # its gate was closed until now
         self.wake_at = min(self.plan.wake_at, *(model.expires for model in occupied), math.inf)
         self._stale = False
