@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -134,6 +135,25 @@ def test_looking_changes_nothing(kind):
     assert (State.STOPPED, True) in seen
 
 
+@pytest.mark.parametrize("kind", ["groups", "memory", "both"])
+def test_who_would_start_at_once_is_promised_that(kind):
+    """In each state of the story: where the request really starts its model, nothing but the load is expected."""
+    started: set[str] = set()
+
+    def look(core: Scheduler, now: float) -> None:
+        for name in core.models:
+            found = forecast(name, core.models, core.residency, core.rules, now)
+            commands = copy.deepcopy(core).handle(Arrived(1000, name), now)
+            if any(isinstance(command, Start) and command.model == name for command in commands):
+                assert (found.estimate, found.evicts) == (4.0, ())
+                started.add(name)
+
+    core = world(kind)
+    look(core, 0.0)
+    story(core, look)
+    assert started
+
+
 # ---- what is told -------------------------------------------------------------------------------
 
 
@@ -165,6 +185,15 @@ def test_each_state_has_its_sentence():
     core.handle(BecameReady("c", 2), 30)
     core.handle(UnloadAsked(("c",)), 31)
     assert asked(core, "c", 31)["why"] == "it is being unloaded, and takes no more requests"
+
+
+@pytest.mark.parametrize(("parallel_loads", "seconds"), [(1, 2 + 4), (2, 4)])
+def test_a_load_that_need_not_wait_for_another_is_not_counted_behind_it(parallel_loads, seconds):
+    """There is room for both: it waits for the other's load only where one loads at a time."""
+    core = world("memory")
+    core.rules = Rules(parallel_loads)
+    core.handle(Arrived(1, "a"), 0)
+    assert asked(core, "b", 2)["estimate"] == seconds
 
 
 def test_what_can_never_be_is_told_without_an_end():

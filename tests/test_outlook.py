@@ -86,6 +86,18 @@ def test_claims_have_their_turns_one_after_the_other():
     assert found[3].estimate == pytest.approx(1 + 5 + SERVICE + 1 + 5)
 
 
+def test_who_has_room_waits_for_loads_only():
+    """Not until it is overdue, which plays no part where nobody is in its way."""
+    world = Play("abc", needs={"a": 3, "b": 3, "c": 3}, size=9, max_wait=60.0)
+    for name in "abc":
+        world.ask(name, 0)
+    found = views(world, 2)
+    assert [(found[t].stage, found[t].waits_for, found[t].estimate) for t in (2, 3)] == [
+        ("queued", (), pytest.approx(3 + 5)),
+        ("queued", (), pytest.approx(3 + 5 + 5)),
+    ]
+
+
 def test_places_are_counted_in_the_line_of_the_model():
     """With two at once the third and fourth come in the second round."""
     world = play(parallel=2)

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from trioswap.errors import DoesNotFit, MemoryLent, MemoryTaken, ModelStuck, TrioswapError
-from trioswap.lifecycle import State
+from trioswap.lifecycle import OCCUPIED, State
 from trioswap.messages import Eviction, WaitView
 from trioswap.planning import Plan
 from trioswap.residency import Residency
@@ -76,25 +76,30 @@ def _line(model: Model, until: float) -> Iterator[tuple[int, float]]:
 
 
 def _claims(models: Mapping[str, Model], plan: Plan, residency: Residency, now: float) -> dict[str, _Outlook]:
-    """The claims one after the other: each loads when its room is free and the one before it has loaded."""
+    """The claims one after the other: each loads when its room is free and the one before it has loaded.
+
+    Those that *plan* lets start wait for nobody; once it is carried out they are claims no more.
+    """
     found: dict[str, _Outlook] = {}
     loaded = max((_load_left(m, now) for m in models.values() if m.state is State.STARTING), default=0.0)
+    starting = {claim.name for claim, _ in plan.start}
     before: list[tuple[Model, float]] = []
     # Claims, once they are gone.
     going = [model for model in models.values() if model.queue.count and model.state is State.DRAINING]
     for claim in [*(models[name] for name in plan.order if models[name].is_claim), *going]:
         name = claim.name
-        stage, waits_for, free = _room(claim, models, plan, now)
-        for other, served in before:
+        stage, waits_for, free = _room(claim, models, plan, residency, now)
+        for other, done in before:
             if residency.place(name, {other.name: other.holding}) is None:
-                free = max(free, served + other.costs.stop.value)
-        loaded = max(loaded, free) + claim.costs.load.value
-        found[name] = (stage, waits_for, loaded)
-        before.append((claim, loaded + _turn(claim)))
+                free = max(free, done + other.costs.stop.value)
+        served = (0.0 if name in starting else max(loaded, free)) + claim.costs.load.value
+        loaded = max(loaded, served)
+        found[name] = (stage, waits_for, served)
+        before.append((claim, served + _turn(claim)))
     return found
 
 
-def _room(claim: Model, models: Mapping[str, Model], plan: Plan, now: float) -> _Outlook:
+def _room(claim: Model, models: Mapping[str, Model], plan: Plan, residency: Residency, now: float) -> _Outlook:
     """How far *claim* is with those that are resident now: stage, who is in the way, seconds until they are gone."""
     if claim.state is State.DRAINING:
         successor = plan.closed.get(claim.name)
@@ -104,6 +109,9 @@ def _room(claim: Model, models: Mapping[str, Model], plan: Plan, now: float) -> 
     # Those that the plan named and that have not gone yet: the plan may be older than their stop.
     victims = [models[name] for name in blocked.by if not models[name].leaving] if blocked is not None else []
     names = tuple(victim.name for victim in victims)
+    others = {m.name: m.holding for m in models.values() if m.state in OCCUPIED and m is not claim}
+    if blocked is None and claim.state is State.STOPPED and residency.place(claim.name, others) is not None:
+        return "queued", (), 0.0  # nobody is in its way: it waits for a load, or for a claim that is before it
     stopping = [model for model in models.values() if model.state is State.STOPPING]
     if any(plan.closed.get(name) is claim for name in names):
         return "draining", names, max(_drain_left(victim, now) + victim.costs.stop.value for victim in victims)
