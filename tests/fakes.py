@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
 
 import attrs
 import trio
@@ -19,6 +20,8 @@ from trioswap.residency import NOTHING, Holding
 from trioswap.residency.budget import Budget
 from trioswap.scheduler import Scheduler
 
+T = TypeVar("T")
+
 
 @attrs.define(eq=False)
 class FakeMachine:
@@ -32,6 +35,7 @@ class FakeMachine:
     foreign: Holding = NOTHING
     """What programs use that are not ours."""
     looks: int = 0
+    late: bool = False
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -51,6 +55,9 @@ class FakeMachine:
         self.looks += 1
         ours = [self.uses.get(pid, NOTHING) for pid in pids]
         return {name: sum(used.get(name, 0) for used in ours) for name in self.totals}
+
+    async def in_time(self, look: Callable[[], T]) -> T | None:
+        return look()
 
 
 def _visible(name: str) -> dict[str, str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import trio
 import trio.testing
-from children import python, read_until, running
+from children import PATIENCE, python, read_until, running
 
+from trioswap import devices
 from trioswap.devices import Machine, Roots, nvidia, wait_returned
 
 MIB = 2**20
@@ -748,6 +750,53 @@ async def test_shared_memory_of_a_real_family():
     assert sum(alone) - family >= HELD - 2 * LAG
 
 
+# ---- looks beside others ----------------------------------------------------------------
+
+
+async def test_a_driver_that_hangs_holds_up_nobody(tree, monkeypatch, caplog):
+    """One look is given up and told, none is begun beside it, and that it answers again is told as well."""
+    nvml, asked, answers = fake_nvml(gpu(1)), [], threading.Event()
+    machine = tree.machine(nvml)
+
+    def memory(handle, version=None):
+        asked.append(handle)
+        answers.wait(PATIENCE)
+        return nvml.gpus[handle]["memory"]
+
+    nvml.nvmlDeviceGetMemoryInfo = memory
+    with trio.fail_after(PATIENCE):
+        try:
+            monkeypatch.setattr(devices, "LOOK_WAIT", 0.05)
+            assert await machine.in_time(machine.free) is None
+            monkeypatch.setattr(devices, "LOOK_WAIT", PATIENCE)
+            assert await machine.in_time(machine.free) is None
+            assert (asked, machine.late) == ([0], True)
+        finally:
+            answers.set()
+        while (found := await machine.in_time(machine.free)) is None:
+            pass
+
+    assert (found["gpu0"], machine.late) == (20 * GIB, False)
+    assert [record.getMessage() for record in caplog.records] == [
+        "no answer about the memory within 0.05 s: what was known last counts",
+        "the memory can be looked at again",
+    ]
+
+
+async def test_without_a_thread_nobody_looks(tree, monkeypatch, caplog):
+    """The next look may have one."""
+    machine = tree.machine()
+
+    async def no_thread(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    assert await machine.in_time(machine.free) is None
+    assert "can't start new thread" in caplog.text
+    monkeypatch.undo()
+    assert (await machine.in_time(machine.free)).keys() == {"ram"}
+
+
 # ---- the memory of an ended server -----------------------------------------------------
 
 
@@ -763,6 +812,9 @@ class Gauge:
         now = round(trio.current_time() - self.start, 6)
         self.looks.append(now)
         return [free for since, free in self.history if since <= now][-1]
+
+    async def in_time(self, look):
+        return look()
 
 
 async def returned(gauge, before, expected):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from functools import partial
 from pathlib import Path
 
 import attrs
 import pytest
 import trio
+from children import PATIENCE
+from daemons import chat, daemon, eventually, fetch, scripted
 from fakes import FakeMachine, Script, make_group, spec
 from trio.testing import wait_all_tasks_blocked
 
+from trioswap import devices
 from trioswap import memory as memory_module
 from trioswap.config import Config, MemoryConfig, load
 from trioswap.config.schema import BACKOFF
@@ -37,6 +41,7 @@ from trioswap.residency import Holding
 from trioswap.residency.budget import Budget
 from trioswap.tinymodels import write_tiny_models
 
+CHAT = "/v1/chat/completions"
 GIB = 2**30
 ONE, TWO = {"gpu0": 24, RAM: 64}, {"gpu0": 24, "gpu1": 16, RAM: 64}
 # After so long somebody has looked.
@@ -61,19 +66,19 @@ def memory_of(machine: FakeMachine, config: MemoryConfig | None = None, **wishes
         (Wish(), {"gpu1": 99, "gpu9": 7}, {"gpu1": 16}),
     ],
 )
-def test_what_is_held_by_a_server_that_nobody_has_placed(wish, used, held):
+async def test_what_is_held_by_a_server_that_nobody_has_placed(wish, used, held):
     """What its model needs, where most is used; or what is used, where that is more, and no more than there is."""
     memory = memory_of(FakeMachine(TWO, uses={5: used, 6: {"gpu0": 20}}), m=wish)
 
-    assert {device: size for device, size in memory.held_by("m", [5]).items() if size} == held
+    assert {device: size for device, size in (await memory.held_by("m", [5])).items() if size} == held
 
 
-def test_a_server_of_which_nobody_knows_what_it_holds_may_hold_all():
+async def test_a_server_of_which_nobody_knows_what_it_holds_may_hold_all():
     """Where nothing is measured that can be trusted, and nothing was said."""
     memory = memory_of(FakeMachine(TWO, uses={5: {RAM: 1}}), m=Wish())
     memory.budget.footprints.trusts_measurement = False
 
-    assert memory.held_by("m", [5]) == TWO
+    assert (await memory.held_by("m", [5])) == TWO
 
 
 # ---- the contract of a machine: the real one and the fake keep it --------------------------------
@@ -561,6 +566,64 @@ async def test_others_do_not_matter_unless_the_user_says_so(autojump_clock):
     await others.watch()
 
     assert others.machine.looks == 0
+
+
+@attrs.define(eq=False)
+class Hanging(FakeMachine):
+    """One of which nothing is to be had in time, while its driver hangs."""
+
+    hangs: bool = False
+
+    async def in_time(self, look):
+        return None if self.hangs else look()
+
+
+async def test_while_a_driver_hangs_what_was_known_last_counts(nursery, autojump_clock):
+    """Of what others leave and of what a server uses; and nobody waits until such a GPU has its memory back."""
+    machine = Hanging({"gpu0": 24 * GIB}, uses={1: {"gpu0": GIB}}, foreign={"gpu0": 10 * GIB})
+    watched, others = Watched(machine), Others(machine, MemoryConfig(headroom=0, yield_to_others=True))
+    nursery.start_soon(watched.watch)
+    nursery.start_soon(others.watch)
+    await trio.sleep(LOOKED)
+    machine.hangs, machine.foreign, machine.uses[1] = True, {}, {"gpu0": 9 * GIB}
+    await trio.sleep(10 * LAST_LOOK)
+    assert [len(watched.reports), len(others.reports)] == [1, 1]
+    before = trio.current_time()
+    await memory_of(machine).wait_returned({"gpu0": GIB}, {"gpu0": 20 * GIB})
+    assert trio.current_time() == before
+    assert await memory_of(machine, m=Wish(5 * GIB)).held_by("m", [1]) == {"gpu0": 5 * GIB}
+
+    machine.hangs = False
+    await trio.sleep(2 * LAST_LOOK)
+    assert (watched.reports[-1][1], others.reports[-1][1]) == ({"gpu0": 9 * GIB}, {"gpu0": 24 * GIB})
+
+
+async def test_a_hanging_driver_stops_neither_requests_nor_swaps(monkeypatch):
+    """With a real daemon, whose looks at what its servers use never come back until they may."""
+    answers, used_by = threading.Event(), Machine.used_by
+
+    def hang(self, pids):
+        answers.wait(PATIENCE / 2)
+        return used_by(self, pids)
+
+    async def is_late(port: int, late: bool) -> bool:
+        return (await fetch(port, "GET", "/api/selfcheck")).json()["memory_late"] is late
+
+    monkeypatch.setattr(Machine, "used_by", hang)
+    monkeypatch.setattr(devices, "LOOK_WAIT", 0.05)
+    models = {name: scripted(memory="6GiB") for name in "ab"}
+    async with daemon(models, memory={"headroom": 0, "devices": {"ram": "8GiB"}}) as served:
+        try:
+            with trio.fail_after(PATIENCE / 4):
+                assert (await fetch(served.port, "POST", CHAT, chat("a"))).status == 200
+                await eventually(partial(is_late, served.port, True))
+                assert (await fetch(served.port, "GET", "/health")).status == 200
+                for model in "ab":
+                    assert (await fetch(served.port, "POST", CHAT, chat(model))).status == 200
+        finally:
+            answers.set()
+        monkeypatch.setattr(devices, "LOOK_WAIT", PATIENCE)
+        await eventually(partial(is_late, served.port, False))
 
 
 # ---- the whole of it, with fake servers ------------------------------------------------------------

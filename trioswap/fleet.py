@@ -87,18 +87,18 @@ class Fleet:
             for group in self.groups:
                 await nursery.start(group.run)
             for leftover in left:
-                self._adopt(leftover, nursery)
+                await self._adopt(leftover, nursery)
             self._watch_others_in(nursery)
             task_status.started()
             await self.closing.wait()  # also while there is no model: a reload may bring some
         self._ended.set()
 
-    def _adopt(self, leftover: Leftover, nursery: trio.Nursery) -> None:
+    async def _adopt(self, leftover: Leftover, nursery: trio.Nursery) -> None:
         if leftover.model not in self._group_of and not self._add_unconfigured(leftover.model):
             logger.warning("model=%s is not configured any more, and its memory is not counted", leftover.model)
             return
         group = self._group_of[leftover.model]
-        nursery.start_soon(keep, group, adopt(group, leftover, self.memory))
+        nursery.start_soon(keep, group, await adopt(group, leftover, self.memory))
 
     def _add_unconfigured(self, name: str) -> bool:
         """Have *name* in the books as one that a reload has removed and that has not ended; False: nobody counts it."""

@@ -82,14 +82,14 @@ class Left:
         return self._seen
 
 
-def adopt(group: SwapGroup, leftover: Leftover, memory: Memory | None) -> Run:
+async def adopt(group: SwapGroup, leftover: Leftover, memory: Memory | None) -> Run:
     """Have what was left in the books of *group*, as the stuck run of its model; `keep` waits for its end.
 
     It holds what its model needs, and what it is measured to use where that is more.
     """
     process = Left(group.models[leftover.model], leftover.markers, list(leftover.processes))
     pids = process.pids()
-    holding = NOTHING if memory is None else _holding(memory, leftover.model, pids)
+    holding = NOTHING if memory is None else await _holding(memory, leftover.model, pids)
     run = Run(process.spec, ATTEMPT, holding, group.limiter, stuck=True, process=process)
     run.take_token()
     run.dead.set()
@@ -107,10 +107,10 @@ def adopt(group: SwapGroup, leftover: Leftover, memory: Memory | None) -> Run:
     return run
 
 
-def _holding(memory: Memory, model: str, pids: list[int]) -> Holding:
+async def _holding(memory: Memory, model: str, pids: list[int]) -> Holding:
     """A driver that breaks is no reason not to start: then it holds what it would if it were placed now."""
     try:
-        return memory.held_by(model, pids)
+        return await memory.held_by(model, pids)
     except Exception:
         logger.exception("the memory could not be looked at model=%s pids=%s", model, pids)
         return memory.budget.place(model, {}) or NOTHING

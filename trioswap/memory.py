@@ -16,7 +16,7 @@ import trio
 
 from trioswap.config import Config, MemoryConfig, ModelConfig
 from trioswap.config.schema import AUTO
-from trioswap.devices import Machine, wait_returned
+from trioswap.devices import LOOK_WAIT, Machine, wait_returned
 from trioswap.footprints import RAM, Footprints, Wish
 from trioswap.gguf import Header, Incomplete, estimate, llama_arguments, read_header, split_files
 from trioswap.residency import NOTHING, Holding
@@ -61,6 +61,7 @@ class Memory:
     """What there was for models when that was last reported."""
     _anew: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when another configuration has come; the next one has another event."""
+    _free: Mapping[str, int] = attrs.field(factory=dict, init=False)
 
     def prospect(self, config: Config) -> Prospect | None:
         """What *config*, which speaks of the same devices, makes of this; looks at model files: call it in a thread."""
@@ -108,9 +109,13 @@ class Memory:
         """
         peak: dict[str, int] = {}
 
-        def look() -> None:
-            found = self.machine.used_by(pids())
-            used = {device: size for device, size in found.items() if device in self.budget.sizes}
+        async def look() -> None:
+            family = tuple(pids())
+            found = await self.machine.in_time(lambda: (self.machine.used_by(family), self.machine.free()))
+            if found is None:
+                return
+            of_all, self._free = found
+            used = {device: size for device, size in of_all.items() if device in self.budget.sizes}
             if any(size > (1 + NOTICED) * peak.get(device, 0) for device, size in used.items()):
                 peak.update({device: max(size, peak.get(device, 0)) for device, size in used.items()})
                 report(dict(peak))
@@ -120,18 +125,21 @@ class Memory:
             if not self.config.learn:
                 await self._anew.wait()
                 continue
-            look()
             try:
+                await look()
                 await trio.sleep(pause)
             except trio.Cancelled:  # the server is being stopped, and still has what it has
                 if self.config.learn:
-                    look()
+                    with trio.move_on_after(2 * LOOK_WAIT, shield=True):  # it is late after half of that
+                        await look()
                 raise
             pause = min(LOOK_GROWTH * pause, LAST_LOOK)
 
-    def held_by(self, model: str, pids: Iterable[int]) -> Holding:
+    async def held_by(self, model: str, pids: Iterable[int]) -> Holding:
         """What *model* holds whose server nobody has placed: what it needs, and what *pids* use where that is more."""
-        found, footprints = self.machine.used_by(pids), self.budget.footprints
+        found, footprints = await self.machine.in_time(lambda: self.machine.used_by(pids)), self.budget.footprints
+        if found is None:
+            return self.budget.place(model, {}) or NOTHING
         used = {device: size for device, size in found.items() if device in self.budget.sizes}
         ways = footprints.need(model).holdings
         if not ways and not footprints.trusts_measurement:
@@ -141,8 +149,8 @@ class Memory:
         return self.budget.reserve({name: max(need.get(name, 0), used.get(name, 0)) for name in {**need, **used}})
 
     def free(self) -> Mapping[str, int]:
-        """Bytes free now of each device."""
-        return self.machine.free()
+        """Bytes of each device that were free when `watch` looked last."""
+        return self._free
 
     async def wait_returned(self, before: Holding, used: Holding) -> None:
         """Return when GPUs have the *used* bytes of an ended server back, or after `RETURN_WAIT` seconds."""
@@ -164,14 +172,17 @@ class Memory:
         """
         self._told = dict(self.budget.sizes)
         while self.config.yield_to_others:
-            sizes = self._left_by_others(pids(), unseen())
-            if sizes != self._told:
+            sizes = await self._left_by_others(tuple(pids()), unseen())
+            if sizes is not None and sizes != self._told:
                 self._told = sizes
                 report(sizes)
             await trio.sleep(FOREIGN_LOOK)
 
-    def _left_by_others(self, pids: Iterable[int], unseen: Holding) -> dict[str, int]:
-        free, ours = self.machine.free(), self.machine.used_by(pids)
+    async def _left_by_others(self, pids: Iterable[int], unseen: Holding) -> dict[str, int] | None:
+        found = await self.machine.in_time(lambda: (self.machine.free(), self.machine.used_by(pids)))
+        if found is None:
+            return None
+        free, ours = found
         left = {
             device: max(0, size + ours.get(device, 0) + unseen.get(device, 0) - self.config.headroom)
             for device, size in free.items()

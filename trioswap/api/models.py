@@ -81,7 +81,7 @@ async def ready(exchange: Exchange, services: Services) -> None:
 
 async def selfcheck(exchange: Exchange, services: Services) -> None:
     """GET /api/selfcheck: what that look has found, with names."""
-    check = services.check
+    check, memory = services.check, services.fleet.memory
     await exchange.json(
         200,
         {
@@ -92,6 +92,7 @@ async def selfcheck(exchange: Exchange, services: Services) -> None:
             "stuck": list(check.stuck),
             "held": [{**attrs.asdict(held), "seconds": round(held.seconds, 3)} for held in check.held],
             "given_up": check.given_up,
+            "memory_late": memory is not None and memory.machine.late,
         },
     )
 

@@ -1,7 +1,8 @@
 """The machine's memories: which there are, how much is free, how much a family of processes uses.
 
 Looking is all that happens here, with synchronous reads and no state but the list of devices: 10 processes
-take half a millisecond on a slow machine without a GPU.  Who may have how much is the business of `residency`,
+take half a millisecond on a slow machine without a GPU.  But a driver that is wedged never answers, so whoever shares
+a thread with others looks through `Machine.in_time`.  Who may have how much is the business of `residency`,
 which processes belong to a server that of `proctree`.
 
 Not seen: processes in containers whose pids we do not have (a server started through docker
@@ -11,9 +12,10 @@ NVIDIA's GPUs can be counted but not by process.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import attrs
 import trio
@@ -22,6 +24,13 @@ from trioswap.devices import drm, host, nvidia
 from trioswap.devices.base import RAM, Device, Roots
 
 __all__ = ["RAM", "Device", "Gauge", "Machine", "Roots", "wait_returned"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+# Seconds after which we go on without an answer; some milliseconds are usual, and who was only late is asked again.
+LOOK_WAIT: Final = 3.0
 
 
 class _Accelerators(Protocol):
@@ -49,7 +58,11 @@ class Machine:
     Then footprints that were learned are not to be trusted.  Also where there is no /proc to ask (macOS).
     An integrated GPU that works in the host's memory is no such GPU; what it holds counts as `ram`.
     """
+    late: bool = attrs.field(default=False, init=False)
+    """A look hangs, and nobody has had an answer since."""
     _accelerators: tuple[_Accelerators, ...] = attrs.field(default=(), init=False, repr=False)
+    _looking: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1), init=False, repr=False)
+    """One look at a time; one that was given up has its token until the driver answers after all."""
 
     def discover(self) -> tuple[Device, ...]:
         """Look which memories there are: the GPUs' first, then the host's."""
@@ -85,6 +98,29 @@ class Machine:
         gpus = [accelerators.used_by(family) for accelerators in self._accelerators]
         return _sum([{RAM: host.resident(self.roots, family)}, *gpus])
 
+    async def in_time(self, look: Callable[[], T]) -> T | None:
+        """What *look* at this machine finds, in a thread; None: that takes longer than `LOOK_WAIT`.
+
+        While one hangs no other is begun, and the answer is None at once.
+        """
+        if self.late and self._looking.borrowed_tokens:
+            await trio.lowlevel.checkpoint()
+            return None
+        with trio.move_on_after(LOOK_WAIT):
+            try:
+                found = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._looking)
+            except RuntimeError as exc:  # "can't start new thread"
+                logger.warning("the memory could not be looked at: %s", exc)
+                return None
+            if self.late:
+                logger.warning("the memory can be looked at again")
+            self.late = False
+            return found
+        if not self.late:
+            logger.error("no answer about the memory within %g s: what was known last counts", LOOK_WAIT)
+        self.late = True
+        return None
+
 
 def _sum(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
     total = dict[str, int]()
@@ -104,6 +140,10 @@ class Gauge(Protocol):
         """Bytes of each device."""
         ...
 
+    async def in_time(self, look: Callable[[], T]) -> T | None:
+        """What *look* finds; None: it does not come back."""
+        ...
+
 
 # Seconds between looks.  A driver gives memory back within milliseconds of the end of the process, mostly.
 FIRST_PAUSE: Final = 0.02
@@ -118,7 +158,7 @@ async def wait_returned(gauge: Gauge, before: Mapping[str, int], expected: Mappi
 
     A driver frees it some time after the process is gone, and who is started too early finds it taken.  *before*
     is what was free while the server had its memory, *expected* what it had, both in bytes.  Never waits for
-    `ram`, which the kernel has back once the process is reaped, nor for a device that does not answer.
+    `ram`, which the kernel has back once the process is reaped, nor for a device that does not answer, or not in time.
 
     Waits for ever if something else took the memory: put a cancel scope around it.
     """
@@ -129,7 +169,7 @@ async def wait_returned(gauge: Gauge, before: Mapping[str, int], expected: Mappi
     }
     pause = FIRST_PAUSE
     await trio.lowlevel.checkpoint()
-    while goals and not _reached(goals, gauge.free()):
+    while goals and not _reached(goals, await gauge.in_time(gauge.free) or {}):
         await trio.sleep(pause)
         pause = min(2 * pause, LAST_PAUSE)
 

@@ -219,6 +219,7 @@ _MODELS: Final[dict[str, Schema]] = {
             "stuck": _about(_list(_TEXT), "Models whose process could not be ended and keeps its memory."),
             "held": _about(_list(ref("HeldRequest")), "Those that wait for requests which nothing bounds."),
             "given_up": _about(_COUNT, "Requests answered with an error because they waited longer than any should."),
+            "memory_late": _about(_FLAG, "A driver does not tell how much memory is used: what was last known counts."),
         },
     ),
     "HeldRequest": _object(
