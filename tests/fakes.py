@@ -192,8 +192,8 @@ class FakeProcess:
 
 
 def spec(name: str, **changes: object) -> ModelConfig:
-    """A model as the configuration would describe it."""
-    return ModelConfig(name, (f"serve-{name}",), "http://127.0.0.1:5800", **changes)  # type: ignore[arg-type]
+    """A model as the configuration would describe it, at an address of its own."""
+    return ModelConfig(name, (f"serve-{name}",), f"http://{name}.localhost:5800", **changes)  # type: ignore[arg-type]
 
 
 def make_group(

@@ -127,6 +127,35 @@ async def test_any_number_of_reloads_while_somebody_does_not_go(script, autojump
         assert await ask(fleet, "b") == "b"
 
 
+def alone(*models: ModelConfig) -> Config:
+    """Each in nobody's way."""
+    return Config(
+        {model.name: model for model in models},
+        tuple(GroupConfig(model.name, (model.name,), exclusive=False) for model in models),
+    )
+
+
+@pytest.mark.parametrize("owner", ["child", "any"])
+async def test_who_is_to_listen_where_one_leaves_waits_as_long_as_it_is_to(script, autojump_clock, owner):
+    """And however often somebody reloads; a container is heard at its address as well as a child."""
+    a, b = (spec(name, port_owner=owner) for name in "ab")
+    b = attrs.evolve(b, proxy=a.proxy)
+    waits: dict[str, float] = {}
+    async with running(alone(a), script) as fleet, trio.open_nursery() as nursery:
+        nursery.start_soon(served_after, fleet, "a", 20.0, {})
+        await trio.sleep(script.load + 1)
+        await reload(fleet, alone(b))
+        await reload(fleet, alone(attrs.evolve(b, ttl=60.0)))
+        await served_after(fleet, "b", 1.0, waits)
+        assert waits.pop("b") == pytest.approx(19.0 + script.stop + script.load)
+        nursery.start_soon(served_after, fleet, "b", 20.0, {})
+        await trio.sleep(1)
+        await reload(fleet, alone(a))
+        await reload(fleet, alone(attrs.evolve(a, proxy="http://127.0.0.1:1")))
+        await served_after(fleet, "a", 1.0, waits)
+        assert waits.pop("a") == pytest.approx(script.load)
+
+
 @pytest.mark.breaks_scheduler
 async def test_a_removed_model_is_forgotten_although_its_scheduler_broke(script, autojump_clock, monkeypatch):
     """It broke when it was told: the server ends for that, and nothing is left of the model."""

@@ -111,10 +111,14 @@ class Walk:
     fleet: Fleet = attrs.field(init=False)
     returner: Returner = attrs.field(init=False)
     check: SelfCheck = attrs.field(init=False)
+    addresses: dict[str, str] = attrs.field(factory=lambda: {name: spec(name).proxy for name in NAMES})
+    """Where models are to listen, configured or not; a reload may exchange two of them."""
     outcomes: Counter[str] = attrs.field(factory=Counter)
     over: bool = False
     loans: int = 0
     faults: int = 0
+    met: int = 0
+    """How often one came to listen where another still did."""
 
     def __attrs_post_init__(self) -> None:
         rng = self.rng
@@ -125,11 +129,16 @@ class Walk:
         self.fleet = Fleet(config, self.supervise, make_memory(config, machine) if machine is not None else None)
         self.fleet.reads.limit = math.inf  # the clock does not wait for threads
         self.returner, self.check = Returner(self.fleet, config), SelfCheck(self.fleet)
+        self.script.on_spawn = self.on_spawn
 
     def supervise(self, spec: ModelConfig, attempt: int, holding: object) -> FakeProcess:
         if not self.over and self.rng.random() < 0.01:
             raise OSError("seeded")
         return self.script.supervise(spec, attempt, holding)
+
+    def on_spawn(self, name: str) -> None:
+        at = Counter(process.spec.proxy for process in self.script.alive.values())
+        self.met += at[self.fleet.arrangement.desk.runs[name].spec.proxy]
 
     async def live(self) -> None:
         async with trio.open_nursery() as everything:
@@ -222,7 +231,12 @@ class Walk:
         old, new = self.fleet.arrangement.config, draw_config(self.rng, memory=self.memory)
         # Most of those that stay, stay as they were.
         kept = {name: old.models[name] for name in new.models if name in old.models and self.rng.random() < 0.7}
-        new = attrs.evolve(new, models={**new.models, **kept})
+        if self.rng.random() < 0.3:
+            one, other = self.rng.sample(NAMES, 2)
+            self.addresses[one], self.addresses[other] = self.addresses[other], self.addresses[one]
+        models = {**new.models, **kept}
+        models = {name: attrs.evolve(model, proxy=self.addresses[name]) for name, model in models.items()}
+        new = attrs.evolve(new, models=models)
         await self.fleet.reload(effective(old, new), compare(old, new))
         self.returner.renew(self.fleet.arrangement.config)
 
@@ -271,6 +285,7 @@ class Walk:
         self.faulty = False
         self.judge_books()
         arrangement, desk = self.fleet.arrangement, self.fleet.arrangement.desk
+        assert not self.met
         assert not desk.answers
         assert not desk.labels
         assert not desk.inflight._entries

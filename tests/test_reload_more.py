@@ -1,18 +1,20 @@
-"""A reload in the middle of other things: memory that is lent, selectors that count, a model that leaves."""
+"""A reload in the middle of other things: memory that is lent, selectors that count, a model that leaves its port."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 
+import attrs
 import pytest
 import trio
-from children import alive
+from children import alive, free_port, model_argv
 from commands import daemon as command
-from daemons import Client, connect, document, eventually, fetch, is_running, running, scripted
+from daemons import Client, Scripted, connect, document, eventually, fetch, is_running, running, scripted
 from test_reload import FREE, Reloading, reloading, renamed, some, streaming
 
 GIB = 2**30
@@ -290,3 +292,63 @@ async def test_a_removed_model_is_in_the_way_of_a_matrix(tmp_path):
             await eventually(partial(some, answers))
         assert [(answer.status, still) for answer, still in answers] == [(200, False)]
         assert set(await running(daemon.port)) == {"b", "new"}
+
+
+# ---- the port of a model that leaves -----------------------------------------------------------------
+
+
+def side_by_side(names: Iterable[str]) -> dict[str, object]:
+    """All of them may be resident at once."""
+    return {"groups": {"g": {"swap": False, "members": [*names]}}}
+
+
+@pytest.mark.parametrize("way", ["renamed", "exchanged"])
+async def test_who_is_to_listen_where_one_leaves_waits_for_it(tmp_path, way):
+    """Its server cannot have the port before; that the two may live beside each other does not help."""
+    models = {"a": scripted(), "b": scripted()}
+    a, b = models["a"], models["b"]
+    newer = {
+        "renamed": {"c": a, "b": b},
+        "exchanged": {"a": attrs.evolve(a, port=b.port), "b": attrs.evolve(b, port=a.port)},
+    }[way]
+    new = "c" if way == "renamed" else "b"
+    async with reloading(tmp_path, models, **side_by_side(models)) as daemon:
+        old = await daemon.pid("a")
+        async with streaming(daemon.port, "a", chunks=10**6) as client, trio.open_nursery() as nursery:
+            await daemon.reload(newer, **side_by_side(newer))
+            answers = []
+
+            async def ask() -> None:
+                answers.append((await daemon.ask(new), alive(old)))
+
+            nursery.start_soon(ask)
+            await eventually(partial(is_running, daemon.port, new, waiting=1))
+            await client.stream.aclose()
+            await eventually(partial(some, answers))
+        assert [(answer.status, still) for answer, still in answers] == [(200, False)]
+        assert (await daemon.ask("a" if way == "exchanged" else "b")).status == 200
+
+
+class Given(Scripted):
+    """One that listens where trioswap says."""
+
+    def table(self, name: str) -> dict[str, object]:
+        """The table [models.NAME]."""
+        return {"cmd": list(model_argv(name, *self.flags, port="${PORT}")), **self.settings}
+
+
+async def test_however_often_somebody_reloads_a_port_in_use_is_not_given_away(tmp_path):
+    """A removed model listens at the one that it was given until it has ended; a new one gets another, and serves."""
+    first = free_port()
+    while (second := free_port()) != first + 1:
+        first = second
+    settings = {"start_port": first}
+    a, b = (Given((), 0, {}) for _ in range(2))
+    c = scripted()
+    async with reloading(tmp_path, {"a": a, "c": c}, **side_by_side("ac"), **settings) as daemon:
+        old = await daemon.pid("a")
+        async with streaming(daemon.port, "a", chunks=10**6):
+            await daemon.reload({"c": c}, **side_by_side("c"), **settings)
+            await daemon.reload({"b": b, "c": c}, **side_by_side("bc"), **settings)
+            assert (await daemon.ask("b")).status == 200
+            assert alive(old)

@@ -23,6 +23,7 @@ import attrs
 import trio
 
 from trioswap.config import Config, GroupConfig, ModelConfig
+from trioswap.config.addresses import parse_proxy
 from trioswap.config.changes import Changes
 from trioswap.errors import ConfigError, ShuttingDown
 from trioswap.group import SwapGroup
@@ -174,10 +175,18 @@ class Arrangement:
             return residency_of(config, self._budget), rules
         groups = None if config.matrix is not None else config.groups
         models, before = frozenset(config.models), frozenset(self.config.models)
-        rules = Leaving(rules, groups, models, _Before.of(self._rules, leaving, before), before, leaving)
+        kept_out = _Before.of(_without_ports(self._rules), leaving, before)
+        rules = Leaving(rules, groups, models, kept_out, before, self._same_ports(config, leaving), leaving)
         if self._budget is None:
             return rules, rules
         return Both(rules, self._budget, models | leaving.keys()), rules
+
+    def _same_ports(self, config: Config, leaving: Iterable[str]) -> frozenset[tuple[str, str]]:
+        """Who is *leaving*, and who of *config* is to listen at the same address; whoever it is that listens there."""
+        places = {name: parse_proxy(model.proxy) for name, model in config.models.items()}
+        there = {name: parse_proxy(self.desk.runs[name].spec.proxy) for name in leaving if name in self.desk.runs}
+        pairs = itertools.product(there.items(), places.items())
+        return frozenset((name, other) for (name, old), (other, new) in pairs if old.overlaps(new))
 
     def _heirs(self, domains: Iterable[frozenset[str]]) -> list[tuple[frozenset[str], SwapGroup | None]]:
         """For each domain the group that has most of what runs there, which fewest have to move to; None: a new one."""
@@ -331,6 +340,11 @@ class _Before:
     def capacity(self, models: frozenset[str]) -> int:
         """The new rules say this, too."""
         return len(models)
+
+
+def _without_ports(rules: Residency) -> Residency:
+    """What *rules* say where nobody listens: who was to wait for a port may be configured to have another by now."""
+    return attrs.evolve(rules, ports=frozenset()) if isinstance(rules, Leaving) else rules
 
 
 def _group_in(config: Config, name: str) -> GroupConfig | None:

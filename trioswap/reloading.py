@@ -174,7 +174,10 @@ class Reloader:
 
     async def _take_over(self, reread: Callable[[Config], Config], nursery: trio.Nursery) -> Changes:
         old, services = self.config, self.services.now
-        new = await self.reads.call(partial(reread, old), "files of the configuration")
+        # Who was removed listens at its port until it has ended, which may take more than one reload.
+        there = {name: run.spec for name, run in services.fleet.arrangement.desk.runs.items()}
+        keep = attrs.evolve(old, models={**there, **old.models})
+        new = await self.reads.call(partial(reread, keep), "files of the configuration")
         changes, config = compare(old, new), effective(old, new)
         if not changes.nothing:
             # Whatever can fail comes first, while nothing has changed.

@@ -2,7 +2,8 @@
 
 A model that was removed means nothing to the new rules, and a server that is about to be replaced
 is not yet what they speak of.  Both still hold their memory until they are gone, so whoever
-comes meanwhile has to fit beside them by the rules they were started under.
+comes meanwhile has to fit beside them by the rules they were started under.  Both also
+listen where they did, so who is to listen there now comes after them, whatever the rules say.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Leaving:
     """Those the new rules are about."""
     before: Residency
     models_before: frozenset[str]
+    ports: frozenset[tuple[str, str]]
+    """Who is leaving, and who is to listen where that one still may."""
     names: dict[str, GroupConfig | None]
     """Who is leaving, with the group it was in when it was last configured; None: there was a matrix."""
 
@@ -73,6 +76,8 @@ class Leaving:
         """Whether *name* is leaving, and *target* must not start before it is gone."""
         if name not in self.names or name == target:
             return False
+        if (name, target) in self.ports:
+            return True
         if target in self.models_before:
             return self.before.place(target, {name: NOTHING}) is None
         group = self.names[name]
