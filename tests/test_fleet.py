@@ -21,12 +21,14 @@ from trioswap.errors import ConfigError, ModelStuck, StartFailed
 from trioswap.fleet import Fleet
 from trioswap.footprints import Wish
 from trioswap.group import SwapGroup
+from trioswap.learning import remember
 from trioswap.lifecycle import State
 from trioswap.memory import FOREIGN_LOOK, Memory, make_memory
 from trioswap.messages import Event, RetireAsked, Stop
 from trioswap.scheduler import Scheduler
 
 ALL = {"ram": 100, "gpu0": 100}
+TWO_GPUS = {**ALL, "gpu1": 100}
 
 
 @attrs.define(eq=False)
@@ -214,6 +216,74 @@ async def test_files_of_models_that_do_not_answer(script, monkeypatch):
         fleet.reads.limit = PATIENCE
         await reload(fleet, after)
         assert fleet.memory.budget.sizes == {"ram": 50}
+
+
+# ---- what was learned of another command line --------------------------------------------------
+
+
+async def learn(script: Script, fleet: Fleet, **used: int) -> None:
+    """Have a run of a that uses so much, of which there is something to learn."""
+    script.uses["a"] = used
+    await served_after(fleet, "a", 10.0, {})
+    await fleet.unload(["a"])
+
+
+def known(fleet: Fleet) -> tuple[tuple[dict[str, int], ...], dict[str, float]]:
+    """What a is believed to need, and what was measured of its costs."""
+    return fleet.memory.budget.footprints.need("a").holdings, remember(fleet.costs["a"])[0]
+
+
+@pytest.mark.breaks_scheduler
+@pytest.mark.parametrize("breaks", [False, True])
+async def test_another_command_line_is_learned_of_anew(script, autojump_clock, monkeypatch, breaks):
+    """Neither what is known of the old one counts, nor what is seen of its last run, which is still at work."""
+    script.machine = FakeMachine(TWO_GPUS)
+    config = Config({"a": spec("a")}, (), memory=MemoryConfig(headroom=0))
+    async with running(config, script) as fleet:
+        await learn(script, fleet, gpu0=60)
+        assert known(fleet) == (({"gpu0": 60}, {"gpu1": 60}), {"load": 5.0, "stop": 2.0, "service": 10.0})
+        if breaks:
+            break_at(monkeypatch, RetireAsked)
+        async with fleet.lease("a"):
+            await trio.sleep(1)
+            await reload(fleet, attrs.evolve(config, models={"a": spec("a", env={"LAYERS": "9"})}))
+            assert known(fleet) == ((), {})
+            await trio.sleep(10)
+        await trio.sleep(10)
+        assert not script.alive
+        assert known(fleet) == ((), {})
+        script.load = 7.0
+        await learn(script, fleet, gpu0=30)
+        assert known(fleet) == (({"gpu0": 30}, {"gpu1": 30}), {"load": 7.0, "stop": 2.0, "service": 10.0})
+
+
+@pytest.mark.parametrize("state", ["loading", "serving"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"memory": 30}, {"memory": 30, "device": "gpu1"}),
+        ({"memory": 30}, {"memory": {"gpu1": 30}}),
+        ({"memory": {"gpu0": 30}}, {"memory": {"gpu1": 30}}),
+        ({"memory": 30, "device": "gpu0"}, {"memory": 30, "device": "gpu1"}),
+    ],
+)
+async def test_another_device_is_learned_of_anew(script, autojump_clock, before, after, state):
+    """The server goes on where it is, and what it uses there is nothing that the next one needs beside its own."""
+    script.machine = FakeMachine(TWO_GPUS)
+    config = Config({"a": spec("a", **before)}, (), memory=MemoryConfig(headroom=0))
+    async with running(config, script) as fleet:
+        await learn(script, fleet, gpu0=40)
+        assert known(fleet)[0][0] == {"gpu0": 40}
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served_after, fleet, "a", 20.0, {})
+            await trio.sleep(1 if state == "loading" else 10)
+            await reload(fleet, attrs.evolve(config, models={"a": spec("a", **after)}))
+            await trio.sleep(15)
+            assert [process.attempt for process in script.alive.values()] == [2]
+        await fleet.unload(["a"])
+        assert known(fleet) == (({"gpu1": 30},), {})
+        await learn(script, fleet, gpu1=50)
+        assert known(fleet)[0] == ({"gpu1": 50},)
 
 
 # ---- what breaks -----------------------------------------------------------------------------

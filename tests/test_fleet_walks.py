@@ -14,10 +14,9 @@ from collections import Counter
 from contextlib import suppress
 
 import attrs
-import fakes
 import pytest
 import trio
-from fakes import FakeMachine, FakeProcess, FakeUpstream, Script, spec
+from fakes import FakeMachine, FakeProcess, Script, spec
 
 from trioswap.config import Config, GroupConfig, MemoryConfig, ModelConfig
 from trioswap.config.changes import compare, effective
@@ -40,12 +39,6 @@ SPAN = 900.0
 # Longer than anything that is configured here may make a request wait.
 PATIENT = 3600.0
 SEEDS = range(12)
-
-
-class Way(FakeUpstream):
-    """One that a reload can adapt."""
-
-    timeouts: object = None
 
 
 # ---- what is drawn -----------------------------------------------------------------------------
@@ -331,7 +324,6 @@ def break_now_and_then(monkeypatch: pytest.MonkeyPatch, walk: Walk) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_everything_at_once(seed, faulty, monkeypatch, autojump_clock):
     """A quarter of an hour in which it all happens; then everything is served again, and nothing is left."""
-    monkeypatch.setattr(fakes, "FakeUpstream", Way)
     logging.disable(logging.CRITICAL)
     monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
     trio._core._run._r.seed(seed)

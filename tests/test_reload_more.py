@@ -352,3 +352,20 @@ async def test_however_often_somebody_reloads_a_port_in_use_is_not_given_away(tm
             await daemon.reload({"b": b, "c": c}, **side_by_side("bc"), **settings)
             assert (await daemon.ask("b")).status == 200
             assert alive(old)
+
+
+# ---- what was learned --------------------------------------------------------------------------------
+
+
+async def test_what_was_learned_is_kept_for_no_other_command_line(tmp_path):
+    """It is not written down as what was learned of the one that has taken its place, and has never run."""
+    a = scripted()
+    async with reloading(tmp_path, {"a": a}) as daemon:
+        await daemon.pid("a")
+        assert (await daemon.reload({"a": renamed(a)}))["restarted"]
+        await eventually(partial(none_run, daemon))
+    assert not (tmp_path / "state" / "learned.json").exists()
+
+
+async def none_run(daemon: Reloading) -> bool:
+    return not await running(daemon.port)

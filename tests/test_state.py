@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 from trioswap import state
 from trioswap.config import Config
 from trioswap.footprints import Footprints, Wish
-from trioswap.learning import Costs
-from trioswap.state import FILE, SAVE_EVERY, State, command_id, default_directory
+from trioswap.learning import Costs, command_id
+from trioswap.state import FILE, SAVE_EVERY, State, default_directory
 
 GIB = 2**30
 DEVICES = ("gpu0", "ram")
@@ -99,7 +99,7 @@ def test_what_was_learned_is_known_after_a_restart(path):
 
 
 def test_another_command_line_is_another_model(path):
-    """Another argument, another variable, another device: forgotten."""
+    """Another argument, another variable, another device, however it is said: forgotten."""
     before = books(path)
     before.learn("a", 7.5, GIB)
     before.state.save()
@@ -107,6 +107,7 @@ def test_another_command_line_is_another_model(path):
         attrs.evolve(spec("a"), argv=("serve-a", "--more")),
         attrs.evolve(spec("a"), env={"LAYERS": "9"}),
         attrs.evolve(spec("a"), device="ram"),
+        attrs.evolve(spec("a"), memory={"ram": GIB}),
     ):
         after = books(path, changed)
         assert (after.load("a"), list(after.costs["a"].gaps), after.peak("a")) == (None, [], None)
@@ -123,6 +124,15 @@ def test_another_port_is_the_same_command_line():
     assert at(5800, "--ctx", "8192") == at(5801, "--ctx", "8192")
     assert at(5800, "--ctx", "8192") != at(5800, "--ctx", "4096")
     assert at(5800, "--seed", "58001") == at(5801, "--seed", "58001")
+
+
+def test_another_amount_is_the_same_command_line():
+    """It says nothing of where it is needed, and the server may use what it used before."""
+    where = {"gpu1": GIB, "ram": GIB}
+
+    assert command_id(spec("a", memory=GIB)) == command_id(spec("a", memory=2 * GIB)) == command_id(spec("a"))
+    assert command_id(spec("a", memory=where)) == command_id(spec("a", memory={"ram": 0, "gpu1": 5 * GIB}))
+    assert command_id(spec("a", memory=where)) != command_id(spec("a", memory={"gpu0": GIB, "ram": GIB}))
 
 
 def test_a_model_that_is_gone_may_come_back(path):

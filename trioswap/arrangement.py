@@ -27,7 +27,7 @@ from trioswap.config.addresses import parse_proxy
 from trioswap.config.changes import Changes
 from trioswap.errors import ConfigError, ShuttingDown
 from trioswap.group import SwapGroup
-from trioswap.learning import LOAD, STOP, Average, Costs
+from trioswap.learning import LOAD, STOP, Average, Costs, command_id
 from trioswap.lifecycle import OCCUPIED, State
 from trioswap.memory import Memory, Prospect
 from trioswap.messages import Policy, RetireAsked, Rules
@@ -39,6 +39,7 @@ from trioswap.residency.leaving import Leaving, too_many
 from trioswap.residency.matrix import Matrix
 from trioswap.runs import Desk, Supervise
 from trioswap.scheduler import Scheduler
+from trioswap.turns import Model
 
 logger = logging.getLogger(__name__)
 
@@ -253,9 +254,18 @@ class Arrangement:
             group.take(name, self.home[name])
         self.home[name] = group
         if spec is not None:
-            model = group.core.models[name]
+            model, before = group.core.models[name], group.models[name]
             group.models[name], model.policy, model.removed = spec, policy_of(self.config, spec), False
+            if command_id(before) != command_id(spec):
+                self._unlearn(model, spec)
             _expect(model.costs, spec)
+
+    def _unlearn(self, model: Model, spec: ModelConfig) -> None:
+        """What is known of *model* was learned of another command line, and a run of that one has no more to tell."""
+        self.costs[model.name] = model.costs = costs_of(spec)
+        model.outdated = True
+        if self._memory is not None:
+            self._memory.budget.footprints.forget(model.name)
 
     def _crowd(self, group: SwapGroup, going: set[str]) -> list[str]:
         """Who runs in *group* and may not live beside the others who do."""

@@ -1,16 +1,23 @@
 """What a model costs, learned from what happens: to load, to stop, to serve; and how soon it is asked again.
 
 Pure bookkeeping: the scheduler tells, this module averages.  To keep it over a restart is
-for others; `remember` and `recall` turn it into plain numbers and back.
+for others; `remember` and `recall` turn it into plain numbers and back.  Whatever is learned
+of a model, also by others, is true of one command line: `command_id` tells it from others.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Final
+from urllib.parse import urlsplit
 
 import attrs
+
+from trioswap.config import ModelConfig
 
 # How much the newest measurement counts.  The first of a page-cached load after a cold one
 # halves the estimate in two loads; simulated, the policy is flat between 0.1 and 0.5.
@@ -66,6 +73,15 @@ def recall(costs: Costs, averages: Mapping[str, float], gaps: Iterable[float]) -
         if name in averages:
             average.value, average.measured = averages[name], True
     costs.gaps.extend(gaps)
+
+
+def command_id(model: ModelConfig) -> str:
+    """What tells the command line of *model* from others, and where it runs, whatever port it was given."""
+    port = rf"(?<!\d){urlsplit(model.proxy).port}(?!\d)"
+    parts = [re.sub(port, "PORT", part) for part in (*model.argv, *map("=".join, sorted(model.env.items())))]
+    # A table of amounts names its devices, as `device` does; the amounts change nothing of what was measured.
+    where = [model.device, *([sorted(model.memory)] if isinstance(model.memory, Mapping) else [])]
+    return hashlib.sha256(json.dumps([parts, *where]).encode()).hexdigest()[:16]
 
 
 def _averages(costs: Costs) -> tuple[tuple[str, Average], ...]:

@@ -46,6 +46,7 @@ def begin_anew(core: Scheduler, runs: Mapping[str, Run], answers: Mapping[int, A
 def _as_it_is(known: Model, run: Run | None, answers: Mapping[int, Answer], now: float) -> Model:
     """The model anew: what is configured and learned of it, and what can be seen of its *run*."""
     model = Model(known.name, known.policy, known.costs, removed=known.removed, circuit=known.circuit)
+    model.outdated = known.outdated
     if run is None:
         return model
     model.attempt, model.holding, model.placed = run.attempt, run.holding, run.holding

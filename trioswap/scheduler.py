@@ -191,7 +191,7 @@ class Scheduler(Books):
             self._stale = True
             return
         lease = model.end_lease(ticket)
-        model.costs.service.add(self._now - lease.since)
+        model.measured.service.add(self._now - lease.since)
         if served:
             model.circuit.close()
         if model.state is State.READY:
@@ -213,7 +213,7 @@ class Scheduler(Books):
     def _ready(self, model: Model, attempt: int) -> None:
         if not self._is_news(model, attempt, State.STARTING):
             return
-        model.costs.load.add(self._now - model.began)
+        model.measured.load.add(self._now - model.began)
         self._move(model, lifecycle.Event.READY)
         self._shortage.over()
         model.ready_at = model.idle_since = self._now
@@ -232,10 +232,10 @@ class Scheduler(Books):
             return
         self._end_turn(model)
         if model.state is State.STOPPING and not model.stuck:
-            model.costs.stop.add(self._now - model.began)
+            model.measured.stop.add(self._now - model.began)
         was = model.state
         self._move(model, lifecycle.Event.EXIT)
-        if self._budget is not None and model.peak:
+        if self._budget is not None and model.peak and not model.outdated:
             self._budget.footprints.measured(model.name, model.placed, model.peak)
         model.holding = model.peak = NOTHING
         model.retiring = model.drained = model.stuck = False
@@ -387,7 +387,7 @@ class Scheduler(Books):
         self._out.append(Swap(claim.name, evictions))
 
     def _start(self, claim: Model, holding: Holding) -> None:
-        claim.attempt = next(self._attempts)
+        claim.attempt, claim.outdated = next(self._attempts), False
         claim.holding = claim.placed = holding
         self._move(claim, lifecycle.Event.START)
         self._out.append(Start(claim.name, claim.attempt, holding))

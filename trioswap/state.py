@@ -9,25 +9,22 @@ measured is not believed in anything.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
-import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import attrs
 import trio
 from cattrs import Converter, transform_error
 from cattrs.errors import BaseValidationError
 
-from trioswap.config import Config, ModelConfig
+from trioswap.config import Config
 from trioswap.footprints import Footprints, Record
-from trioswap.learning import Costs, recall, remember
+from trioswap.learning import Costs, command_id, recall, remember
 
 logger = logging.getLogger(__name__)
 
@@ -192,13 +189,6 @@ class State:
             for name, entry in self._written.models.items()
             if name in self.config.models and entry.command == command_id(self.config.models[name])
         }
-
-
-def command_id(model: ModelConfig) -> str:
-    """What tells the command line of *model* from others, and where it runs, whatever port it was given."""
-    port = rf"(?<!\d){urlsplit(model.proxy).port}(?!\d)"
-    parts = [re.sub(port, "PORT", part) for part in (*model.argv, *map("=".join, sorted(model.env.items())))]
-    return hashlib.sha256(json.dumps([parts, model.device]).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> Contents:

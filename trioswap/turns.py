@@ -145,6 +145,8 @@ class Model:
     """What its loss costs (Landlord; Young, On-line file caching): set upon use, sinks relative to the floor."""
     retiring: bool = False
     """Being unloaded: the gate does not open again in this run."""
+    outdated: bool = False
+    """Its run, if there is one, is of another command line than the next: what is measured of it is not learned."""
     removed: bool = False
     """It is not configured any more: nobody may wait for it, and once it has ended it is forgotten."""
     drained: bool = False
@@ -195,6 +197,11 @@ class Model:
         """
         self.state = lifecycle.next_state(self.state, event)
         self.began = now
+
+    @property
+    def measured(self) -> Costs:
+        """Where to enter what its run costs; nobody looks there if that says nothing of the next."""
+        return Costs() if self.outdated else self.costs
 
     @property
     def is_claim(self) -> bool:
