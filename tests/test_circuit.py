@@ -55,6 +55,24 @@ def test_it_is_open_until_its_time_has_come():
     assert (circuit.retry_in(11), circuit.retry_in(20)) == (0.5, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("first", "longest", "left"),
+    [(0.0, 60.0, 0.0), (1.0, 60.0, 4.0), (8.0, 5.0, 1.0), (2.0, 60.0, 12.0), (90.0, 900.0, 12.0)],
+)
+def test_it_is_open_for_no_longer_than_is_said_by_now(first, longest, left):
+    """Counted from the last failure; and never for longer, for somebody may be trying it already."""
+    circuit = Circuit()
+    circuit.shorten(first, longest)
+    assert not circuit.is_open(0)
+    for _ in range(4):
+        circuit.failed(BROKEN, 2.0, 60.0, 10)
+    assert circuit.retry_in(10) == 16
+    circuit.shorten(first, longest)
+
+    assert circuit.retry_in(14) == left
+    assert circuit.failures == 4
+
+
 @pytest.mark.parametrize(("now", "left"), [(10, 2), (10.5, 1), (11.499, 1)])
 def test_a_refusal_says_what_went_wrong_and_when_to_come_again(now, left):
     """In whole seconds, never too few; each time another instance, for each collects a traceback of its own."""

@@ -369,6 +369,19 @@ async def test_what_is_looked_up_changes_at_once(tmp_path):
         assert (await fetch(daemon.port, "GET", "/running", b"", ("x-api-key", "secret"))).status == 200
 
 
+async def test_a_model_that_has_failed_may_be_tried_as_soon_as_it_is_said(tmp_path):
+    """A shorter `backoff` counts for what has failed already, too."""
+    failing = scripted("--exit-at-start", 7, backoff=1000, backoff_max=1000)
+    async with reloading(tmp_path, {"a": failing}) as daemon:
+        await daemon.ask("a")
+        assert "is not tried again for" in (await daemon.ask("a")).text
+        assert (await daemon.reload({"a": changed(failing, backoff=0)}))["updated"] == {"a": ["backoff"]}
+        answer = await daemon.ask("a")
+        assert answer.status == 503
+        assert "exited with 7" in answer.text
+        assert "is not tried again for" not in answer.text
+
+
 def noting(path: Path, word: str) -> dict[str, list[str]]:
     """Hooks around the stop that write *word* and their names to a file."""
     return {name: ["sh", "-c", f"echo {word} {name} >> {path}"] for name in ("before_stop", "after_stop")}

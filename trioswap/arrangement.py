@@ -259,6 +259,7 @@ class Arrangement:
             if command_id(before) != command_id(spec):
                 self._unlearn(model, spec)
             _expect(model.costs, spec)
+            model.circuit.shorten(model.policy.backoff, model.policy.backoff_max)
 
     def _unlearn(self, model: Model, spec: ModelConfig) -> None:
         """What is known of *model* was learned of another command line, and a run of that one has no more to tell."""

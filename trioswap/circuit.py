@@ -32,6 +32,9 @@ class Circuit:
     open_until: float = -math.inf
     last: StartFailed | ModelCrashed | None = None
     """The last of them."""
+    _since: float = -math.inf
+    _doublings: int = -1
+    """How often the time has doubled for which it is open since then; -1: it is no time at all."""
 
     def is_open(self, now: float) -> bool:
         """Whether its model is not to be tried."""
@@ -57,9 +60,18 @@ class Circuit:
         if isinstance(failure, NothingLeftToStart):
             return
         self.failures += 1
-        doublings = self.failures - (2 if isinstance(failure, ModelCrashed) else 1)
-        delay = min(first * 2.0 ** min(doublings, _DOUBLINGS), longest) if doublings >= 0 else 0.0
-        self.open_until = now + delay
+        self._since, self._doublings = now, self.failures - (2 if isinstance(failure, ModelCrashed) else 1)
+        self.open_until = now + self._delay(first, longest)
+
+    def shorten(self, first: float, longest: float) -> None:
+        """Be open for no longer than these say now; what is longer counts from the next failure.
+
+        Who was told that it may be tried relies on that, and may be waiting for its start.
+        """
+        self.open_until = min(self.open_until, self._since + self._delay(first, longest))
+
+    def _delay(self, first: float, longest: float) -> float:
+        return min(first * 2.0 ** min(self._doublings, _DOUBLINGS), longest) if self._doublings >= 0 else 0.0
 
     def close(self) -> None:
         """It works, or an operator wants it to be tried."""

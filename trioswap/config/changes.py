@@ -23,8 +23,9 @@ RESTARTS: Final = {
     "port_owner": "port_owner",
     "env": "env",
 }
-# What is looked up when it is needed, of a server that runs as well.  What a server takes of
-# the memory, and where, counts from its next start: what it holds was reserved by the old rule.
+# What is looked up when it is needed, of a server that runs as well; limits of what is under way
+# move (`limits`).  What a server takes of the memory, and where, counts from its next start: what
+# it holds was reserved by the old rule.
 UPDATES: Final = {
     "stop_argv": "cmd_stop",
     "aliases": "aliases",
