@@ -35,11 +35,13 @@ def python(code: str) -> tuple[str, ...]:
 
 
 # Below the ports that the kernel gives to connections: one of those may take the port of a server that is
-# being swapped.  Each is given once; the workers of a run take turns, and two runs begin at different ones.
+# being swapped.  Each is given once; the workers of a run take turns, two at a time for whoever needs neighbours, and
+# two runs begin at different ones.
 _RUN = zlib.crc32(os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid())).encode())
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-_PORTS = itertools.count(10_000 + 10 * (_RUN % 1_900) + _WORKER, _WORKERS)
+_PAIRS = itertools.count(10_000 + 10 * (_RUN % 1_900) + 2 * _WORKER, 2 * _WORKERS)
+_PORTS = itertools.chain.from_iterable((first, first + 1) for first in _PAIRS)
 
 
 def free_port() -> int:
