@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from children import alive, python, running, wait_gone
+from children import PATIENCE, alive, python, running, wait_gone
 from commands import daemon as command
 from commands import trioswap
 from daemons import eventually, fetch, scripted, write_config
@@ -28,7 +29,8 @@ needs_proc = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists()
 
 SLEEPS = python("import signal; print('up'); signal.pause()")
 DEAF = python("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause()")
-A, B = "aaaa0000", "bbbb1111"
+# Others run at the same time, and each sweep stops all of its instance.
+A, B = f"a{os.getpid():07x}", f"b{os.getpid():07x}"
 
 
 def written(directory: Path) -> dict[str, object]:
@@ -271,6 +273,67 @@ async def test_who_must_never_be_killed_is_not_forgotten(tmp_path, caplog):
         with claimed(tmp_path) as again:
             assert again.earlier == (A, claim.instance)
             await again.reap()
+            assert written(tmp_path)["instances"] == [again.instance]
+
+
+@needs_proc
+async def test_who_must_never_be_killed_and_ends_in_time_is_not_left(tmp_path, monkeypatch):
+    """It is waited for as the others are, so its model is not in quarantine for a moment's sake."""
+    monkeypatch.setattr(instance, "GRACE", PATIENCE)
+    monkeypatch.setattr(instance, "PATIENCE", 2 * PATIENCE)
+    end, looks, look = tmp_path / "end", 0, guard.Sweep.look
+    os.mkfifo(end)
+
+    def count(sweep: guard.Sweep) -> set[guard.Identity]:
+        nonlocal looks
+        looks += 1
+        if looks == 5:
+            end.write_text("now")
+        return look(sweep)
+
+    monkeypatch.setattr(guard.Sweep, "look", count)
+    code = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(len(open(sys.argv[1]).read())));"
+    argv = (*python(f"{code} print('up'); signal.pause()"), str(end))
+    marker = instance.Claim(A).marker(1, "m", never_kill=True)
+    async with running(argv, until="up", env=marked(marker)) as polite, claim_after(tmp_path, A) as claim:
+        await claim.reap()
+        assert claim.left == ()
+        assert polite.poll() == len("now")
+        assert written(tmp_path)["instances"] == [claim.instance]
+
+
+@needs_proc
+async def test_what_has_not_loaded_its_program_is_not_forgotten(tmp_path, caplog, monkeypatch):
+    """It has no marker, and where a file system does not answer no signal ends it."""
+    monkeypatch.setattr(guard, "send", lambda *_: None)
+    monkeypatch.setattr(instance, "PATIENCE", 0.1)
+    code = f"open('/proc/self/comm', 'w').write({guard.thread_name(A)!r}); import signal; print('up'); signal.pause()"
+    async with running(python(code), until="up") as child, claim_after(tmp_path, A, B) as claim:
+        await claim.reap()
+        assert f"pid={child.pid} {guard.thread_name(A)} attempt=; it is still there" in caplog.text
+        assert written(tmp_path)["instances"] == [A, claim.instance]
+        assert claim.left == (), "of which model it is nobody knows"
+
+
+@needs_proc
+async def test_while_nobody_can_say_nobody_is_forgotten(tmp_path, caplog, monkeypatch):
+    """The machine has no descriptor left, say; the next start looks again."""
+
+    def refuse() -> list[int]:
+        raise OSError(errno.ENFILE, "Too many open files in system")
+
+    monkeypatch.setattr(instance, "PATIENCE", 0.1)
+    async with running(SLEEPS, until="up", env=marked(f"{A}-1")) as child:
+        async with claim_after(tmp_path, A) as claim:
+            with monkeypatch.context() as patch:
+                patch.setattr(guard, "pids", refuse)
+                await claim.reap()
+            assert written(tmp_path)["instances"] == [A, claim.instance]
+            assert "cannot be seen" in caplog.text
+        monkeypatch.setattr(instance, "PATIENCE", PATIENCE)
+        with claimed(tmp_path) as again:
+            await again.reap()
+            assert await child.wait() == -signal.SIGTERM
             assert written(tmp_path)["instances"] == [again.instance]
 
 

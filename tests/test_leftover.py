@@ -30,7 +30,7 @@ from trioswap.memory import make_memory
 pytestmark = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists(), reason="there is no /proc")
 
 CHAT = "/v1/chat/completions"
-A = "aaaa0000"
+A = f"c{os.getpid():07x}"  # others run at the same time
 DEAF = python("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); signal.pause()")
 # Its descendant has the marker, is in a session of its own, and outlives it.
 DEAF_WITH_CHILD = python(

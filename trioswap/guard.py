@@ -161,14 +161,14 @@ class Sweep:
         self.attempts = attempts
         self.found: dict[Identity, tuple[str, str]] = {}
         """Everybody who was to be stopped: the marker of the attempt, and the program's name."""
-        self.left: set[Identity] = set()
-        """Who was still there at the last look."""
+        self.left: set[Identity] | None = None
+        """Who was still there at the last look that succeeded; None: none has, so nobody can say."""
         self.questions = Questions()
 
     def run(self, grace: float, patience: float, commands: Commands | None = None) -> None:
         """SIGTERM; after *grace* seconds SIGKILL, until nobody is seen twice and *commands* have ended.
 
-        Whoever is spared gets SIGTERM alone and is not waited for.  Takes *patience* seconds at most.
+        Whoever is spared gets SIGTERM alone and is waited for no longer than *grace*.  Takes *patience* at most.
         """
         begun = time.monotonic()
         nobody, now = 0, 0.0
@@ -178,14 +178,15 @@ class Sweep:
                 self.left = self.look()
             except OSError:  # nobody can say, so nobody is taken for gone
                 nobody = -1
-            to_kill = {process for process in self.left if not self.is_spared(process)}
-            for process in self.left:
+            left = self.left or set()
+            to_kill = {process for process in left if not self.is_spared(process)}
+            for process in left:
                 if now >= grace and process in to_kill:
                     send(process, signal.SIGKILL)
                 elif process not in asked:
                     send(process, signal.SIGTERM)
-            asked |= self.left
-            nobody = 0 if to_kill else nobody + 1
+            asked |= left
+            nobody = 0 if to_kill or (left and now < grace) else nobody + 1
             if commands is not None and now > COMMAND_TIME:
                 commands.end()
             time.sleep(PAUSE)  # noqa: TID251 - in a program, or a thread, of its own

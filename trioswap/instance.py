@@ -89,11 +89,14 @@ class Claim:
     async def _stop_the_earlier(self) -> None:
         sweep = guard.Sweep(self.earlier, {})
         await trio.to_thread.run_sync(partial(sweep.run, GRACE, PATIENCE))
+        if sweep.left is None:
+            logger.warning("what an earlier daemon has left cannot be seen, for want of descriptors or memory")
+            return
         for process, (marker, name) in sweep.found.items():
             outcome = "is still there" if process in sweep.left else "was stopped"
             logger.warning("an earlier daemon has left pid=%d %s attempt=%s; it %s", process[0], name, marker, outcome)
-        stay = {sweep.found[process][0].partition("-")[0] for process in sweep.left}
-        self.earlier = tuple(instance for instance in self.earlier if instance in stay)
+        stay = [sweep.found[process] for process in sweep.left]
+        self.earlier = tuple(instance for instance in self.earlier if any(_is_of(instance, *found) for found in stay))
         self.left = _by_model(sweep)
 
     def write(self) -> None:
@@ -111,10 +114,15 @@ class Claim:
             logger.warning("after this daemon was killed, the next one would not know of it: %s", exc)
 
 
+def _is_of(instance: str, marker: str, name: str) -> bool:
+    """Whether that was started by *instance*; what has not loaded its program yet has a name, and no marker."""
+    return marker.partition("-")[0] == instance or (not marker and name == guard.thread_name(instance))
+
+
 def _by_model(sweep: guard.Sweep) -> tuple[Leftover, ...]:
     """Who is left; without those of whom nobody knows to which model they belong (of an earlier version)."""
     left: dict[str, dict[str, list[proctree.Process]]] = {}
-    for process in sorted(sweep.left):
+    for process in sorted(sweep.left or ()):
         marker, name = sweep.found[process]
         if model := unquote(marker.removesuffix(guard.SPARED).partition(":")[2]):
             left.setdefault(model, {}).setdefault(marker, []).append(proctree.Process(*process, name))
