@@ -202,6 +202,39 @@ async def test_the_guardian_knows_what_a_reload_says_of_the_end(tmp_path):
         os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("spared", [True, False], ids=["spared", "no longer spared"])
+@pytest.mark.parametrize("killed", ["daemon", "both"])
+async def test_who_must_not_be_killed_since_a_reload_is_not(tmp_path, killed, spared):
+    """Nor by the next daemon, though guardian and marker know nothing of it any more; and the other way round."""
+    deaf, state = scripted("--ignore-sigterm", unload_timeout=0.1).table("a"), tmp_path / "state"
+    file = write_config(tmp_path, {"a": {**deaf, "never_kill": not spared}}, state_dir=str(state))
+    async with command("serve", "-c", file) as served:
+        pid = int((await fetch(served.port, "GET", "/upstream/a/pid")).text)
+        marker = guard.marker_of(pid)
+        write_config(tmp_path, {"a": {**deaf, "never_kill": spared}}, state_dir=str(state))
+        answer = await fetch(served.port, "POST", "/api/reload")
+        assert answer.json()["updated"] == {"a": ["never_kill"]}
+        [guardian] = guardians_of(marker.partition("-")[0])
+        if killed == "both":
+            await eventually(partial(is_noted, state))
+            os.kill(served.process.pid, signal.SIGSTOP)  # or it would start another
+            os.kill(guardian, signal.SIGKILL)
+        served.process.kill()
+        await wait_gone(guardian)
+    try:
+        for _ in range(2 if killed == "both" else 0):  # the first of them hands down what it has read
+            async with command("serve", "-c", file):
+                assert alive(pid) is spared
+        assert alive(pid) is spared
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def is_noted(state: Path) -> bool:
+    return len(json.loads((state / "lock").read_text())["changed"]) == 1
+
+
 async def test_a_clean_end_leaves_no_guardian(tmp_path):
     """SIGTERM: the daemon exits with 0 when its guardian has gone."""
     model, port = family_of_four(unload_timeout=0.1, unload_drain_timeout=0.1)
@@ -384,12 +417,13 @@ async def test_a_number_that_was_given_to_somebody_else_proves_nothing():
         assert await child.wait() == -signal.SIGTERM
 
 
-async def test_a_session_whose_leader_has_gone_is_known_by_a_member_with_the_marker():
+@pytest.mark.parametrize("suffix", ["", guard.SPARED], ids=["", "once spared"])
+async def test_a_session_whose_leader_has_gone_is_known_by_a_member_with_the_marker(suffix):
     """And whoever was found once is not lost when that member has ended."""
     code = NAMELESS + f"if os.fork() == 0:\n    os.execv({SLEEPS[0]!r}, {SLEEPS!r})\nsignal.pause()"
-    async with running(python(code), until="up", env={proctree.MARKER: f"{OURS}-1"}) as child:
+    async with running(python(code), until="up", env={proctree.MARKER: f"{OURS}-1{suffix}"}) as child:
         line = began(child.pid)
-        members = [process.pid for process in proctree.members(child.pid, f"{OURS}-1") if process.pid != child.pid]
+        members = [process.pid for process in proctree.members(child.pid, "none") if process.pid != child.pid]
         assert len(members) == 2
         child.kill()
         await child.wait()

@@ -23,6 +23,7 @@ from daemons import eventually, fetch, scripted, write_config
 
 from trioswap import guard, instance, proctree
 from trioswap.errors import Misuse
+from trioswap.guardian import NOBODY
 from trioswap.instance import FILE, claimed
 
 needs_proc = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists(), reason="there is no /proc")
@@ -105,7 +106,7 @@ async def test_who_holds_it_is_in_the_file(tmp_path):
     write(tmp_path, A)
     with claimed(tmp_path) as claim:
         me = proctree.look(os.getpid())
-        expected = {"pid": me.pid, "start_time": me.start_time, "instances": [A]}
+        expected = {"pid": me.pid, "start_time": me.start_time, "instances": [A], "changed": []}
         assert written(tmp_path) == expected
         await claim.reap()
         assert written(tmp_path) == {**expected, "instances": [claim.instance]}
@@ -300,6 +301,28 @@ async def test_who_must_never_be_killed_and_ends_in_time_is_not_left(tmp_path, m
         assert claim.left == ()
         assert polite.poll() == len("now")
         assert written(tmp_path)["instances"] == [claim.instance]
+
+
+async def test_what_a_reload_has_changed_is_in_the_file(tmp_path):
+    """For as long as the attempt runs, and what earlier daemons noted for as long as one of theirs may."""
+    write(tmp_path, A, changed=[f"{A}-1", f"{B}-1", 5])
+    with claimed(tmp_path) as claim:
+        assert written(tmp_path)["changed"] == [f"{A}-1"]
+        await claim.reap()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(claim.keep)
+            marker = claim.marker(1)
+            watcher = instance.Noting(claim, NOBODY, marker)
+            watcher.began(os.getpid(), marker)
+            watcher.began(os.getpid(), marker + guard.SPARED)
+            await eventually(partial(is_changed, tmp_path, marker + guard.SPARED))
+            watcher.ended(marker + guard.SPARED)
+            await eventually(partial(is_changed, tmp_path))
+            nursery.cancel_scope.cancel(reason="seen")
+
+
+async def is_changed(directory: Path, *markers: str) -> bool:
+    return written(directory)["changed"] == [*markers]
 
 
 @needs_proc

@@ -29,7 +29,7 @@ from trioswap.config import Config, ModelConfig
 from trioswap.errors import TrioswapError
 from trioswap.fleet import Fleet
 from trioswap.guardian import END_WAIT, Guardian, guarded
-from trioswap.instance import Claim, claimed
+from trioswap.instance import Claim, Noting, claimed
 from trioswap.listening import listening, open_listeners, urls
 from trioswap.logs import Logs
 from trioswap.memory import Memory, make_memory
@@ -124,6 +124,7 @@ async def _serve(
         if certificates is not None:
             nursery.start_soon(certificates.run)
         nursery.start_soon(state.run)
+        nursery.start_soon(claim.keep)
         await nursery.start(reloader.run)
         if watch is not None:
             nursery.start_soon(reloader.watch, watch)
@@ -170,7 +171,8 @@ def _supervise(
 ) -> ModelProcess:
     env = {} if memory is None else memory.environment(holding)
     spec = attrs.evolve(spec, env={**env, **spec.env})
-    return ModelProcess(spec, claim.marker(attempt, spec.name, never_kill=spec.never_kill), logs, prober, guardian)
+    marker = claim.marker(attempt, spec.name, never_kill=spec.never_kill)
+    return ModelProcess(spec, marker, logs, prober, Noting(claim, guardian, marker))
 
 
 async def _wait_stop_signal(signals: AsyncIterator[int], reloader: Reloader | None = None) -> None:

@@ -39,7 +39,7 @@ else:
     import _signal as signal  # all but the enumerations, which would cost a megabyte
 
 MARKER = b"TRIOSWAP_ATTEMPT="
-# The marker of an attempt ends so when its processes must not get SIGKILL.
+# The marker of an attempt ends so when its processes must not get SIGKILL; as it is told, it says what holds now.
 SPARED = "-spared"
 # The kernel keeps so many bytes of the name of a thread (TASK_COMM_LEN less its NUL, prctl(2)).
 NAME_LENGTH = 15
@@ -155,10 +155,11 @@ def thread_name(instance: str) -> str:
 class Sweep:
     """The end of everything that some instances of the daemon have started."""
 
-    def __init__(self, instances: Collection[str], attempts: Attempts) -> None:
+    def __init__(self, instances: Collection[str], attempts: Attempts, changed: Collection[str] = ()) -> None:
         self.prefixes = tuple(f"{instance}-" for instance in instances)
         self.threads = {thread_name(instance) for instance in instances}
         self.attempts = attempts
+        self.told = {*attempts, *changed}
         self.found: dict[Identity, tuple[str, str]] = {}
         """Everybody who was to be stopped: the marker of the attempt, and the program's name."""
         self.left: set[Identity] | None = None
@@ -170,8 +171,7 @@ class Sweep:
 
         Whoever is spared gets SIGTERM alone and is waited for no longer than *grace*.  Takes *patience* at most.
         """
-        begun = time.monotonic()
-        nobody, now = 0, 0.0
+        begun, nobody, now = time.monotonic(), 0, 0.0
         asked: set[Identity] = set()
         while (nobody < 2 or (commands is not None and commands.busy(now))) and now < patience:
             try:
@@ -193,9 +193,10 @@ class Sweep:
             now = time.monotonic() - begun
 
     def is_spared(self, process: Identity) -> bool:
-        """Whether it must not get SIGKILL, since its start or since its configuration has changed."""
+        """Whether it must not get SIGKILL, as was told last, else since its start."""
         marker = self.found[process][0]
-        return marker.endswith(SPARED) or marker + SPARED in self.attempts
+        attempt = marker.removesuffix(SPARED)
+        return attempt + SPARED in self.told or (marker != attempt and attempt not in self.told)
 
     def look(self) -> set[Identity]:
         """Who is there now; `found` grows by those that are new.
@@ -213,9 +214,10 @@ class Sweep:
             elif processes[identity][0] in self.threads:
                 self.found.setdefault(identity, ("", processes[identity][0]))
         for marker, (leader, _) in self.attempts.items():
+            same = marker.removesuffix(SPARED), marker.removesuffix(SPARED) + SPARED
             members = [identity for identity in alive if processes[identity][1] == leader[0]]
             # A leader that is dead and not yet reaped holds its number.
-            if leader in processes or any(self.found.get(member, ("",))[0] == marker for member in members):
+            if leader in processes or any(self.found.get(member, ("",))[0] in same for member in members):
                 for member in members:
                     self.found.setdefault(member, (marker, processes[member][0]))
         return alive & self.found.keys()

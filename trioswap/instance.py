@@ -3,6 +3,7 @@
 The file `lock` in the directory is locked (flock(2)) for as long as the daemon lives, and names it.
 It also names the earlier instances of which something may still run, because they were killed together
 with their guardian: whatever carries the marker of one of those is stopped before anything else starts.
+And it says of which attempts a reload has changed whether SIGKILL is forbidden: their markers do not.
 Where nothing can be written, the daemon runs without, as it does without what it has learned (`state`).
 """
 
@@ -14,8 +15,8 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +27,7 @@ import trio
 
 from trioswap import guard, proctree
 from trioswap.errors import Misuse
+from trioswap.guardian import Watcher
 from trioswap.leftover import Leftover
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ class Contents:
     start_time: int = 0
     """Clock ticks since boot; with the pid it says which process that was."""
     instances: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    """The markers of attempts as they would be now, where their processes carry others."""
 
 
 @attrs.define(eq=False)
@@ -62,11 +66,14 @@ class Claim:
     """What the markers of this daemon's attempts begin with; no other daemon has it."""
     earlier: tuple[str, ...] = ()
     """The instances before it of which something may still run."""
-    _file: int | None = None
+    changed: set[str] = attrs.field(factory=set[str])
+    """As in `Contents`, of all instances."""
+    _path: Path | None = None
     _may_start: bool = attrs.field(default=False, init=False)
     """The file is to name this one, too: not if it never gets so far, for such starts may be many."""
     left: tuple[Leftover, ...] = attrs.field(default=(), init=False)
     """What `reap` could not, or must not, end, by model."""
+    _news: trio.Event = attrs.field(factory=trio.Event, init=False)
 
     def marker(self, attempt: int, model: str = "", *, never_kill: bool = False) -> str:
         """The value of `proctree.MARKER` for an attempt at *model*; it says too whether SIGKILL is forbidden.
@@ -87,7 +94,7 @@ class Claim:
         self.write()
 
     async def _stop_the_earlier(self) -> None:
-        sweep = guard.Sweep(self.earlier, {})
+        sweep = guard.Sweep(self.earlier, {}, self.changed)
         await trio.to_thread.run_sync(partial(sweep.run, GRACE, PATIENCE))
         if sweep.left is None:
             logger.warning("what an earlier daemon has left cannot be seen, for want of descriptors or memory")
@@ -97,21 +104,61 @@ class Claim:
             logger.warning("an earlier daemon has left pid=%d %s attempt=%s; it %s", process[0], name, marker, outcome)
         stay = [sweep.found[process] for process in sweep.left]
         self.earlier = tuple(instance for instance in self.earlier if any(_is_of(instance, *found) for found in stay))
+        self.changed = {marker for marker in self.changed if marker.startswith(self.earlier)}
         self.left = _by_model(sweep)
 
     def write(self) -> None:
         """Write the file anew, if there is one."""
-        if self._file is None:
-            return
-        try:
+        if self._path is not None:
+            _write(self._path, self._contents())
+
+    def note(self, marker: str, *, changed: bool) -> None:
+        """Note that *marker* says of an attempt what its processes' do not, or that no attempt has it any more."""
+        if (marker in self.changed) is not changed:
+            self.changed ^= {marker}
+            self._news.set()
+
+    async def keep(self) -> None:
+        """Write the file when there was something to note, until cancelled.
+
+        A disk may be slow; a thread that it holds for ever is left to itself when this is cancelled.
+        """
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            if self._path is not None:
+                job, limiter = partial(_write, self._path, self._contents()), trio.CapacityLimiter(1)
+                try:
+                    await trio.to_thread.run_sync(job, abandon_on_cancel=True, limiter=limiter)
+                except RuntimeError as exc:  # no thread is to be had
+                    _complain_of_writing(exc)
+
+    def _contents(self) -> Contents:
+        me = None
+        with suppress(OSError):  # nobody can say when we began
             me = proctree.look(os.getpid())
-            instances = (*self.earlier, self.instance) if self._may_start else self.earlier
-            contents = Contents(os.getpid(), me.start_time if me else 0, instances)
-            data = json.dumps(attrs.asdict(contents)).encode() + b"\n"
-            os.pwrite(self._file, data, 0)  # in place: a new file would not be locked
-            os.ftruncate(self._file, len(data))
-        except OSError as exc:
-            logger.warning("after this daemon was killed, the next one would not know of it: %s", exc)
+        instances = (*self.earlier, self.instance) if self._may_start else self.earlier
+        return Contents(os.getpid(), me.start_time if me else 0, instances, tuple(sorted(self.changed)))
+
+
+@attrs.frozen
+class Noting:
+    """Who watches an attempt, and the claim that notes what a reload has changed of it."""
+
+    claim: Claim
+    guardian: Watcher
+    marker: str
+    """In the environment of its processes."""
+
+    def began(self, pid: int, marker: str, stop: Sequence[str] = (), env: Mapping[str, str] | None = None) -> None:
+        """As for the guardian."""
+        self.guardian.began(pid, marker, stop, env)
+        self.claim.note(marker, changed=marker != self.marker)
+
+    def ended(self, marker: str) -> None:
+        """As for the guardian."""
+        self.guardian.ended(marker)
+        self.claim.note(marker, changed=False)
 
 
 def _is_of(instance: str, marker: str, name: str) -> bool:
@@ -146,7 +193,8 @@ def claimed(directory: Path) -> Iterator[Claim]:
         return
     try:
         if _lock(file, directory):
-            claim = Claim(instance, _read(file).instances, file)
+            found = _read(file)
+            claim = Claim(instance, found.instances, {*found.changed}, directory / FILE)
             claim.write()
         else:
             claim = Claim(instance)  # what the file names may be alive and well
@@ -184,6 +232,23 @@ def _lock(file: int, directory: Path) -> bool:
     return True
 
 
+def _write(path: Path, contents: Contents) -> None:
+    data = json.dumps(attrs.asdict(contents)).encode() + b"\n"
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.pwrite(file, data, 0)  # in place: a new file would not be locked
+            os.ftruncate(file, len(data))
+        finally:
+            os.close(file)
+    except OSError as exc:
+        _complain_of_writing(exc)
+
+
+def _complain_of_writing(exc: Exception) -> None:
+    logger.warning("after this daemon was killed, the next one would not know of it: %s", exc)
+
+
 def _complain(exc: OSError) -> None:
     logger.warning("the state directory cannot be claimed, so another daemon may use it too: %s", exc)
 
@@ -196,7 +261,10 @@ def _read(file: int) -> Contents:
         if not text:
             return Contents()
         found: Any = json.loads(text)
-        return Contents(int(found["pid"]), int(found["start_time"]), _ids(found["instances"]))
+        ids = _ids(found["instances"])
+        # An earlier version says nothing of changes.
+        changed = (each for each in found.get("changed", ()) if isinstance(each, str) and each.startswith(ids))
+        return Contents(int(found["pid"]), int(found["start_time"]), ids, tuple(changed))
     except (OSError, ArithmeticError, ValueError, LookupError, TypeError, RecursionError) as exc:
         logger.warning("which daemon was here before cannot be read, so nothing is known of what it left: %s", exc)
         return Contents()

@@ -141,8 +141,7 @@ class ModelProcess:
     def _guard(self, child: Child) -> None:
         """Tell the guardian how *child* is to be ended; its environment goes on to say what held at its start."""
         before, spec = self._guarded, self.spec
-        is_marked = self.marker.endswith(guard.SPARED) or not spec.never_kill
-        self._guarded = self.marker if is_marked else self.marker + guard.SPARED
+        self._guarded = self.marker.removesuffix(guard.SPARED) + (guard.SPARED if spec.never_kill else "")
         self._guardian.began(child.pid, self._guarded, spec.stop_argv or (), spec.env)
         if before != self._guarded:
             self._guardian.ended(before)
