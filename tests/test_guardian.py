@@ -29,6 +29,7 @@ from test_daemon import family_at, is_bound
 from trioswap import guard, proctree
 from trioswap.guardian import END_WAIT, PROGRAM, Guardian, _end, guarded
 from trioswap.guardian import command as guard_command
+from trioswap.instance import claimed
 
 pytestmark = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists(), reason="there is no /proc")
 
@@ -287,6 +288,34 @@ async def test_what_is_left_without_a_guardian_is_removed_by_the_next_start(tmp_
     finally:
         [nameless] = {*played.members} - {*marked}
         os.kill(nameless, signal.SIGKILL)  # without its environment and its session's guardian nobody knows it
+
+
+async def test_the_next_start_waits_until_the_guardian_has_ended(tmp_path, caplog):
+    """Or its `cmd_stop` might hit a new server of the same name; what that leaves running is no hindrance."""
+    state, left = tmp_path / "state", tmp_path / "left"
+    code = "import os, signal, sys\nchild = os.fork()\nif child: open(sys.argv[1], 'w').write(str(child))\n"
+    code += "else: os.setsid(); signal.alarm(120); signal.pause()"
+    model = {**scripted().table("a"), "cmd_stop": [*python(code), str(left)]}
+    async with command("serve", "-c", write_config(tmp_path, {"a": model}, state_dir=str(state))) as served:
+        pid = int((await fetch(served.port, "GET", "/upstream/a/pid")).text)
+        [guardian] = guardians_of(guard.marker_of(pid).partition("-")[0])
+        os.kill(guardian, signal.SIGSTOP)
+        served.process.kill()
+        await wait_gone(served.process.pid)
+    with claimed(state) as claim, trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(claim.reap)
+            await eventually(partial(is_waiting, caplog))
+            assert alive(pid)
+            os.kill(guardian, signal.SIGCONT)
+        assert not alive(pid)
+        os.kill(int(left.read_text()), signal.SIGKILL)
+    assert "has not ended" not in caplog.text
+    assert "left pid=" not in caplog.text
+
+
+async def is_waiting(caplog: pytest.LogCaptureFixture) -> bool:
+    return "its end is waited for" in caplog.text
 
 
 # ---- what has not loaded its program ------------------------------------------------------

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import logging
+import math
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from children import PATIENCE, alive, python, running, wait_gone
 from commands import daemon as command
 from commands import trioswap
-from daemons import eventually, fetch, scripted, write_config
+from daemons import document, eventually, fetch, scripted, write_config
 
 from trioswap import guard, instance, proctree
+from trioswap.config import Config, loads
+from trioswap.daemon import serve
 from trioswap.errors import Misuse
 from trioswap.guardian import NOBODY
-from trioswap.instance import FILE, claimed
+from trioswap.instance import FILE, GUARDIAN_FILE, claimed
+from trioswap.logs import Logs
 
 needs_proc = pytest.mark.skipif(not proctree.PROC.joinpath("self/stat").exists(), reason="there is no /proc")
 
@@ -204,6 +210,97 @@ def test_only_real_ids_are_believed(tmp_path):
     write(tmp_path, "", A, "a", 5, None, "AAAA0000", f"{A}-1", [A])
     with claimed(tmp_path) as claim:
         assert claim.earlier == (A,)
+
+
+# ---- the guardian of the daemon before ------------------------------------------------------------
+
+
+@contextmanager
+def guardian_at_work(directory: Path) -> Iterator[None]:
+    """The file as a guardian that lives has it."""
+    with (directory / GUARDIAN_FILE).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+async def is_waiting(caplog: pytest.LogCaptureFixture) -> bool:
+    return "its end is waited for" in caplog.text
+
+
+async def test_the_guardian_of_an_earlier_daemon_is_waited_for(tmp_path, caplog, monkeypatch):
+    """Meanwhile a further daemon is refused at once; without a guardian there is nothing to wait for."""
+    monkeypatch.setattr(guard, "PATIENCE", math.inf)
+    write(tmp_path, A)
+    with guardian_at_work(tmp_path), claimed(tmp_path) as claim:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(claim.reap)
+            await eventually(partial(is_waiting, caplog))
+            with pytest.raises(Misuse, match=f"pid {os.getpid()}"), claimed(tmp_path):
+                pass
+            assert written(tmp_path)["instances"] == [A]
+            nursery.cancel_scope.cancel(reason="seen")
+        assert written(tmp_path)["instances"] == [A]
+    caplog.clear()
+    with claimed(tmp_path) as claim, trio.fail_after(PATIENCE):
+        await claim.reap()
+        assert written(tmp_path)["instances"] == [claim.instance]
+    assert caplog.text == ""
+
+
+async def test_a_guardian_that_hangs_is_not_waited_for_for_ever(tmp_path, caplog, monkeypatch):
+    """It sleeps in the kernel, say; what it may still do is said."""
+    monkeypatch.setattr(guard, "PATIENCE", 0.1)
+    with guardian_at_work(tmp_path), claimed(tmp_path) as claim, trio.fail_after(PATIENCE):
+        await claim.reap()
+        assert written(tmp_path)["instances"] == [claim.instance]
+    assert "has not ended within 0.1 s; should it still run a cmd_stop" in caplog.text
+
+
+async def test_without_the_guardians_file_nothing_is_waited_for(tmp_path, caplog):
+    """One warning, and the daemon runs."""
+    (tmp_path / GUARDIAN_FILE).mkdir()
+    with claimed(tmp_path) as claim:
+        await claim.reap()
+        assert claim.guardian_file is None
+        assert written(tmp_path)["instances"] == [claim.instance]
+    [record] = caplog.records
+    assert "will not wait until its guardian has ended" in record.getMessage()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_ends_the_wait(tmp_path, caplog, monkeypatch, number):
+    """As Ctrl-C does; the daemon starts nothing, and ends in good order."""
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(guard, "PATIENCE", math.inf)
+    with guardian_at_work(tmp_path), trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve, loads(document({"a": scripted()}, state_dir=str(tmp_path))), Logs())
+            await eventually(partial(is_waiting, caplog))
+            signal.raise_signal(number)
+    assert f"received {number.name} before anything was started" in caplog.text
+    assert "the guardian has been told" not in caplog.text
+
+
+async def test_a_reload_that_is_asked_for_meanwhile_comes_afterwards(tmp_path, caplog, monkeypatch):
+    """The file was read before the wait, and may have changed since."""
+    monkeypatch.setattr(guard, "PATIENCE", math.inf)
+    config, read = loads(document({"a": scripted()}, state_dir=str(tmp_path))), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def reread(before: Config) -> Config:
+        token.run_sync_soon(read.set)
+        return before
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            with guardian_at_work(tmp_path):
+                nursery.start_soon(serve, config, Logs(), reread)
+                await eventually(partial(is_waiting, caplog))
+                signal.raise_signal(signal.SIGHUP)
+                await trio.testing.wait_all_tasks_blocked()
+                assert not read.is_set()
+            await read.wait()
+            signal.raise_signal(signal.SIGTERM)
 
 
 # ---- what is left ---------------------------------------------------------------------------------

@@ -84,11 +84,39 @@ async def serve(
         claimed(config.state_dir or default_directory(os.environ)) as claim,
     ):
         async with listening(config.listen) as listeners:
-            await claim.reap()
-            async with guarded(claim.instance, anybody_late) as guardian:
+            if not await _reaped(claim, signals):
+                return
+            keeps_open = () if claim.guardian_file is None else (claim.guardian_file,)
+            async with guarded(claim.instance, anybody_late, keeps_open) as guardian:
                 await _serve(
                     config, logs, reread, watch, listeners, certificates, peers, claim, guardian, signals, task_status
                 )
+
+
+async def _reaped(claim: Claim, signals: AsyncIterator[int]) -> bool:
+    """Whether nothing of earlier daemons is in the way; a signal to stop ends the wait for that."""
+    done = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_on_stop_signal, signals, nursery.cancel_scope)
+        await claim.reap()
+        done = not nursery.cancel_scope.cancel_called
+        nursery.cancel_scope.cancel(reason="nothing is in the way")
+    return done
+
+
+async def _cancel_on_stop_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    """A signal to reload is for whoever reads *signals* next."""
+    numbers: list[int] = []
+    try:
+        async for number in signals:
+            numbers.append(number)
+            if number != signal.SIGHUP:
+                logger.info("received %s before anything was started", signal.Signals(number).name)
+                scope.cancel(reason="a signal to stop")
+                return
+    finally:
+        if numbers and numbers[-1] == signal.SIGHUP:
+            signal.raise_signal(signal.SIGHUP)
 
 
 async def _serve(

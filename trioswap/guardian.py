@@ -78,13 +78,17 @@ def command(instance: str) -> list[str]:
 
 
 @asynccontextmanager
-async def guarded(instance: str, anybody_late: Callable[[], bool] = lambda: False) -> AsyncIterator[Guardian]:
+async def guarded(
+    instance: str, anybody_late: Callable[[], bool] = lambda: False, keeps_open: Sequence[int] = ()
+) -> AsyncIterator[Guardian]:
     """A guardian for what the block starts; it stays until the block has ended, however that ends.
+
+    The program has the descriptors that it *keeps_open* for as long as it lives, and hands them to nobody.
 
     If *anybody_late* says in the end that something may still come (`spawning`), it is left to the guardian.
     """
     async with trio.open_nursery() as nursery:
-        guardian = Guardian(instance, anybody_late)
+        guardian = Guardian(instance, anybody_late, keeps_open)
         await nursery.start(guardian.run)
         try:
             yield guardian
@@ -98,6 +102,7 @@ class Guardian:
 
     instance: str
     _anybody_late: Callable[[], bool] = lambda: False
+    _keeps_open: Sequence[int] = ()
     pid: int | None = attrs.field(default=None, init=False)
     """Of the program; None while there is none."""
     _pipe: int | None = attrs.field(default=None, init=False)
@@ -156,6 +161,7 @@ class Guardian:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,
+                pass_fds=self._keeps_open,
                 # Without the marker of a daemon that may have started us: its guardian would stop ours.
                 env={name: value for name, value in guard.inherited().items() if name != proctree.MARKER},
             )

@@ -4,6 +4,10 @@ The file `lock` in the directory is locked (flock(2)) for as long as the daemon 
 It also names the earlier instances of which something may still run, because they were killed together
 with their guardian: whatever carries the marker of one of those is stopped before anything else starts.
 And it says of which attempts a reload has changed whether SIGKILL is forbidden: their markers do not.
+
+The file `guardian` is locked for as long as the daemon or its guardian lives.  A guardian that is still at work
+after its daemon was killed may run a stop command that knows a server by its name only, and would hit one that is
+started now; so its end is waited for first.
 Where nothing can be written, the daemon runs without, as it does without what it has learned (`state`).
 """
 
@@ -33,6 +37,7 @@ from trioswap.leftover import Leftover
 logger = logging.getLogger(__name__)
 
 FILE: Final = "lock"
+GUARDIAN_FILE: Final = "guardian"
 # Seconds from SIGTERM to SIGKILL, and for all of it, for what an earlier daemon left.
 GRACE: Final = 1.0
 PATIENCE: Final = 10.0
@@ -69,6 +74,8 @@ class Claim:
     changed: set[str] = attrs.field(factory=set[str])
     """As in `Contents`, of all instances."""
     _path: Path | None = None
+    guardian_file: int | None = None
+    """What the guardian is to have open for as long as it lives."""
     _may_start: bool = attrs.field(default=False, init=False)
     """The file is to name this one, too: not if it never gets so far, for such starts may be many."""
     left: tuple[Leftover, ...] = attrs.field(default=(), init=False)
@@ -86,12 +93,29 @@ class Claim:
     async def reap(self) -> None:
         """Stop what earlier instances have left, and say so in a line for each process; then others may be started.
 
-        Takes at most `PATIENCE` seconds, and some milliseconds when nothing was left.
+        Takes at most `PATIENCE` seconds, and some milliseconds when nothing was left; before that at most
+        `guard.PATIENCE` while a guardian is still at work, and only then it can be cancelled.
         """
+        await self._wait_for_the_guardian()
         if self.earlier:
             await self._stop_the_earlier()
         self._may_start = True
         self.write()
+
+    async def _wait_for_the_guardian(self) -> None:
+        """Return when that of the daemon before has ended, or should have."""
+        if self.guardian_file is None or _is_locked(self.guardian_file):
+            return
+        logger.warning("the guardian of an earlier daemon still stops what that has left; its end is waited for")
+        with trio.move_on_after(guard.PATIENCE) as late:
+            while not _is_locked(self.guardian_file):  # noqa: ASYNC110 - flock(2) gives no notice
+                await trio.sleep(guard.PAUSE)
+        if late.cancelled_caught:
+            logger.warning(
+                "the guardian of an earlier daemon has not ended within %g s; should it still run a cmd_stop, that may"
+                " hit a model server that is started now under the same name",
+                guard.PATIENCE,
+            )
 
     async def _stop_the_earlier(self) -> None:
         sweep = guard.Sweep(self.earlier, {}, self.changed)
@@ -191,15 +215,18 @@ def claimed(directory: Path) -> Iterator[Claim]:
     if file is None:
         yield Claim(instance)
         return
+    guardian_file = None
     try:
         if _lock(file, directory):
-            found = _read(file)
-            claim = Claim(instance, found.instances, {*found.changed}, directory / FILE)
+            found, guardian_file = _read(file), _open_for_guardian(directory)
+            claim = Claim(instance, found.instances, {*found.changed}, directory / FILE, guardian_file)
             claim.write()
         else:
             claim = Claim(instance)  # what the file names may be alive and well
         yield claim
     finally:
+        if guardian_file is not None:
+            os.close(guardian_file)
         os.close(file)
 
 
@@ -210,6 +237,25 @@ def _open(directory: Path) -> int | None:
     except OSError as exc:
         _complain(exc)
         return None
+
+
+def _open_for_guardian(directory: Path) -> int | None:
+    try:
+        return os.open(directory / GUARDIAN_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        logger.warning("if this daemon is killed, the next one will not wait until its guardian has ended: %s", exc)
+        return None
+
+
+def _is_locked(file: int) -> bool:
+    """Whether it is ours now, or nobody's because there are no locks."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as exc:
+        _complain(exc)
+    return True
 
 
 def _lock(file: int, directory: Path) -> bool:
