@@ -55,12 +55,11 @@ from trioswap.learning import recall, remember
 from trioswap.logs import Logs
 from trioswap.memory import RETURN_WAIT, make_memory
 from trioswap.messages import BecameReady, Died, Drained, Ended, GotStuck, Measured
-from trioswap.names import Here, Names
+from trioswap.names import Names
 from trioswap.process import KILL_WAIT
-from trioswap.routing import Route, Routing
+from trioswap.routing import Routing
 from trioswap.runs import DEATH_NOTICE
 from trioswap.tracker import Tracked
-from trioswap.way import Way
 
 G = 2**30
 TARGET = b"/v1/chat/completions"
@@ -452,8 +451,8 @@ class Life:
         services = self.services
         try:
             with services.tracker.track(exchange, exchange.path) as row:
-                way = Way(exchange, services, row, Route(Here(request.model, request.model)))
-                await inference._forward(way, exchange, TARGET, request.label.encode(), streams=client.stream)
+                wish = inference.Wish(TARGET, request.label.encode(), streams=client.stream)
+                await inference.forward(exchange, services, row, request.model, lambda *_: wish)
         except TrioswapError as exc:
             self.account.law(
                 exchange.status is None or isinstance(exc, Cancelled), "no error after the first byte (I14)"

@@ -20,7 +20,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 
 import trio
 
@@ -28,7 +27,7 @@ from trioswap.config import ModelConfig
 from trioswap.errors import LeaseCut, SchedulerBroke, StartFailed, TrioswapError
 from trioswap.journal import Journal
 from trioswap.learning import Costs
-from trioswap.measuring import measure
+from trioswap.measuring import measuring
 from trioswap.memory import Memory
 from trioswap.mending import begin_anew, snapshot
 from trioswap.messages import (
@@ -362,12 +361,10 @@ class SwapGroup:
     async def _run_process(self, supervise: Supervise, run: Run) -> StartFailed | None:
         try:
             process = run.process = supervise(run.spec, run.attempt, run.holding)
-            async with trio.open_nursery() as nursery:
-                begin = partial(nursery.start_soon, look_after, run, measure, run, self._memory, self._tell)
+            async with measuring(run, self._memory, self._tell) as begin:
                 news = News(run, self._tell, begin, lambda: not self.inflight.count(run.attempt))
-                failure = await process.run(task_status=news)
-                nursery.cancel_scope.cancel(reason="the server has ended")
-            return failure
+                return await process.run(task_status=news)
+            return None  # it was told to end
         except Exception as exc:  # a bug in the supervision of one model is that model's failure, not the daemon's
             logger.exception("supervision broke model=%s attempt=%d", run.spec.name, run.attempt)
             return StartFailed(run.spec.name, f"internal error: {exc!r}")

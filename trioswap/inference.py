@@ -39,7 +39,7 @@ async def model_route(exchange: Exchange, services: Services) -> None:
         row = stack.enter_context(services.tracker.track(exchange, exchange.path))
         path = _stripped(exchange.raw_path)
 
-        def wish_of(services: Services, route: Route) -> _Wish:
+        def wish_of(services: Services, route: Route) -> Wish:
             match route.target:
                 case Here(model, name):
                     spec = services.config.models[model]
@@ -50,9 +50,9 @@ async def model_route(exchange: Exchange, services: Services) -> None:
             stream = wants.stream
             if wants.kind is asked.Kind.JSON and isinstance(body, bytes) and body is not wants.body:
                 stream = jsontext.outline(body).stream  # a filter may have asked for one, or for none
-            return _Wish(path + query, body, streams=stream and _can_stream(path))
+            return Wish(path + query, body, streams=stream and _can_stream(path))
 
-        await _forward(exchange, services, row, wants.name, wish_of)
+        await forward(exchange, services, row, wants.name, wish_of)
 
 
 async def upstream_route(exchange: Exchange, services: Services) -> None:
@@ -65,8 +65,8 @@ async def upstream_route(exchange: Exchange, services: Services) -> None:
         body = await _upload(exchange, services, stack)
         row = stack.enter_context(services.tracker.track(exchange, unquote(remainder.decode("ascii", "replace"))))
         passing = "a request for a page's file" if _is_passing(services, remainder) else None
-        wish = _Wish(remainder + exchange.raw_query, body, passing=passing)
-        await _forward(exchange, services, row, name, lambda *_: wish)
+        wish = Wish(remainder + exchange.raw_query, body, passing=passing)
+        await forward(exchange, services, row, name, lambda *_: wish)
 
 
 async def comfyui_route(exchange: Exchange, services: Services) -> None:
@@ -83,7 +83,7 @@ async def comfyui_route(exchange: Exchange, services: Services) -> None:
         body = await _upload(exchange, services, stack)
         row = stack.enter_context(services.tracker.track(exchange, exchange.path))
         target = b"/" + exchange.rest + exchange.raw_query
-        await _forward(exchange, services, row, model, lambda *_: _Wish(target, body))
+        await forward(exchange, services, row, model, lambda *_: Wish(target, body))
 
 
 async def comfyui_root(exchange: Exchange, _: Services) -> None:
@@ -133,7 +133,7 @@ async def _upload(exchange: Exchange, services: Services, stack: ExitStack) -> b
 
 
 @attrs.frozen
-class _Wish:
+class Wish:
     """What is asked of the server."""
 
     target: bytes
@@ -150,12 +150,12 @@ class _Errand:
     exchange: Exchange
     row: Tracked
     name: str
-    wish_of: Callable[[Services, Route], _Wish]
+    wish_of: Callable[[Services, Route], Wish]
     chosen: ExitStack
     """Gives back what the choice has reserved."""
     admission: ExitStack
     way: Way = attrs.field(init=False)
-    wish: _Wish = attrs.field(init=False)
+    wish: Wish = attrs.field(init=False)
 
     def begin(self, services: Services) -> None:
         route = self.chosen.enter_context(services.routing.route(self.name, self.exchange.key))
@@ -192,9 +192,10 @@ class _Errand:
         return Call(self.exchange.method, self.wish.target, self.way.headers, self.wish.body)
 
 
-async def _forward(
-    exchange: Exchange, services: Services, row: Tracked, name: str, wish_of: Callable[[Services, Route], _Wish]
+async def forward(
+    exchange: Exchange, services: Services, row: Tracked, name: str, wish_of: Callable[[Services, Route], Wish]
 ) -> None:
+    """Answer *exchange* with what the server says to whom *name* leads, which is asked what *wish_of* says of it."""
     with ExitStack() as chosen, ExitStack() as admission:
         errand = _Errand(exchange, row, name, wish_of, chosen, admission)
         errand.begin(services)
