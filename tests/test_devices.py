@@ -797,6 +797,29 @@ async def test_without_a_thread_nobody_looks(tree, monkeypatch, caplog):
     assert (await machine.in_time(machine.free)).keys() == {"ram"}
 
 
+async def test_who_waits_for_others_to_look_calls_no_driver_late(tree, monkeypatch, caplog, autojump_clock):
+    """Each of these looks has its answer after a second, and the last one begins after five."""
+    machine = tree.machine()
+
+    async def a_second(look, *, limiter, **_):
+        async with limiter:
+            await trio.sleep(1)
+            return look()
+
+    found = []
+
+    async def look():
+        found.append(await machine.in_time(machine.free))
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", a_second)
+    async with trio.open_nursery() as nursery:
+        for _ in range(6):
+            nursery.start_soon(look)
+    assert [set(free) for free in found] == 6 * [{"ram"}]
+    assert not machine.late
+    assert caplog.messages == []
+
+
 # ---- the memory of an ended server -----------------------------------------------------
 
 
@@ -820,7 +843,7 @@ class Gauge:
 async def returned(gauge, before, expected):
     """`wait_returned`, which ends in all but one of these tests."""
     with trio.fail_after(60):
-        await wait_returned(gauge, before, expected)
+        await wait_returned(gauge, before, lambda: expected)
 
 
 async def test_memory_that_is_back_is_not_waited_for(autojump_clock):
@@ -890,6 +913,6 @@ async def test_memory_that_somebody_else_took_is_waited_for_until_cancelled(auto
     gauge = Gauge((0, {"gpu0": 0}))
 
     with trio.move_on_after(5) as scope:
-        await wait_returned(gauge, {"gpu0": 0}, {"gpu0": 10 * GIB})
+        await wait_returned(gauge, {"gpu0": 0}, lambda: {"gpu0": 10 * GIB})
 
     assert scope.cancelled_caught

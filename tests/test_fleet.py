@@ -48,6 +48,16 @@ class BrokenMachine(FakeMachine):
         return super().used_by(pids)
 
 
+@attrs.define(eq=False)
+class SlowMachine(FakeMachine):
+    """One whose driver takes a second to answer."""
+
+    async def in_time(self, look):
+        found = look()
+        await trio.sleep(1)
+        return found
+
+
 @pytest.fixture
 def script() -> Script:
     return Script()
@@ -107,6 +117,18 @@ async def test_other_programs_are_looked_at_whenever_that_is_wanted(script, auto
         script.machine.foreign = {"gpu0": 60}
         await trio.sleep(2 * FOREIGN_LOOK)
         assert fleet.memory.budget.sizes["gpu0"] == 40
+
+
+async def test_who_does_not_yield_any_more_has_it_all(script, autojump_clock):
+    """What a look at others finds that began before is not believed: nobody would say when it is given back."""
+    script.machine = SlowMachine(ALL)
+    async with running(with_memory(yield_to_others=True), script) as fleet:
+        await trio.sleep(2)
+        script.machine.foreign = {"gpu0": 60}
+        await trio.sleep(FOREIGN_LOOK - 0.5)  # during the second look
+        await reload(fleet, with_memory(yield_to_others=False))
+        await trio.sleep(10 * FOREIGN_LOOK)
+        assert fleet.memory.budget.sizes["gpu0"] == 100
 
 
 async def test_any_number_of_reloads_while_somebody_does_not_go(script, autojump_clock):

@@ -16,7 +16,7 @@ class SlowMemory:
     def __init__(self):
         self.looks = []
 
-    async def watch(self, pids, report):
+    async def watch(self, pids, report, seen):
         """A look at the end."""
         try:
             await trio.sleep_forever()
@@ -25,10 +25,7 @@ class SlowMemory:
                 await trio.sleep(1)
                 self.looks.append(list(pids()))
                 report({"ram": 5})
-
-    def free(self):
-        """Bytes."""
-        return {"ram": 7}
+                seen("look")
 
 
 class Server:
@@ -60,6 +57,7 @@ async def measured(*, ready):
             run.scope.deadline = trio.current_time() + 5
             await server.run()
     assert trio.current_time() == 5 + len(memory.looks)
+    assert run.look == ("look" if ready else None)
     return memory.looks, told
 
 
@@ -71,6 +69,16 @@ async def test_a_server_is_looked_at_before_it_is_asked_to_end(autojump_clock):
 async def test_one_that_was_never_ready_ends_at_once(autojump_clock):
     """Nobody has looked at it, and nobody does."""
     assert await measured(ready=False) == ([], [])
+
+
+async def test_one_that_is_told_to_end_before_it_has_begun_does_not_begin(autojump_clock):
+    """A cancellation that is there already has no last look to wait for."""
+    run = Run(spec("a"), 1, {}, process=Server())
+    run.scope.cancel()
+    with run.scope:
+        async with measuring(run, SlowMemory(), lambda *_: None):
+            raise AssertionError("it has begun")
+    assert run.scope.cancelled_caught
 
 
 async def test_one_that_ends_by_itself_has_ended(autojump_clock):

@@ -31,6 +31,7 @@ from trioswap.memory import (
     FOREIGN_LOOK,
     LAST_LOOK,
     RETURN_WAIT,
+    Look,
     Memory,
     Prospect,
     make_memory,
@@ -464,7 +465,7 @@ async def test_a_gpu_that_is_late_is_waited_for(nursery, autojump_clock):
 
     async def wait() -> None:
         before, used = {"gpu0": 4 * GIB, RAM: 4 * GIB}, {"gpu0": 18 * GIB, RAM: 50 * GIB}
-        await memory_of(machine).wait_returned(before, used)
+        await memory_of(machine).wait_returned(Look(used, before, {}))
         ended.set()
 
     nursery.start_soon(wait)
@@ -475,11 +476,79 @@ async def test_a_gpu_that_is_late_is_waited_for(nursery, autojump_clock):
     assert ended.is_set()
 
 
+@attrs.define(eq=False)
+class Late(FakeMachine):
+    """A driver that gives memory back a while after the end of the process, which may differ from one to the next."""
+
+    lags: dict[int, float] = attrs.field(factory=dict)
+    """Seconds, by pid."""
+    had: dict[int, tuple[int, float]] = attrs.field(factory=dict)
+
+    def free(self):
+        now = trio.current_time()
+        ended = [pid for pid in self.had if pid not in self.uses]
+        still = sum(self.had[pid][0] for pid in ended if now - self.had[pid][1] < self.lags.get(pid, 0))
+        return {"gpu0": super().free()["gpu0"] - still}
+
+    async def watch(self):
+        """Know to a tenth of a second when who has ended."""
+        while True:
+            self.had.update({pid: (used["gpu0"], trio.current_time()) for pid, used in self.uses.items()})
+            await trio.sleep(0.1)
+
+
+def seconds_between(bench, one, other):
+    """From when the trace says *one* to when it says *other*."""
+    when = {text: at for at, text in bench.script.trace}
+    return when[other] - when[one]
+
+
+async def test_a_gpu_is_waited_for_as_it_was_last(nursery, autojump_clock):
+    """a was looked at first when it was alone; b, which came later and stays, is not waited for."""
+    machine = FakeMachine({"gpu0": 24 * GIB})
+    crowd = await bench(nursery, None, machine, a=Wish(10 * GIB), b=Wish(10 * GIB), c=Wish(10 * GIB))
+    await crowd.use("a")
+    await crowd.use("b")
+    await trio.sleep(100)
+    await crowd.use("b")
+    await crowd.use("c")
+    assert set(crowd.ready()) == {"b", "c"}
+    assert seconds_between(crowd, "a gone", "c spawned") < 1
+
+
+async def test_a_gpu_is_waited_for_though_others_have_gone(nursery, autojump_clock):
+    """b was looked at first beside a, which has ended since: its memory is not taken for that of b."""
+    machine = Late({"gpu0": 24 * GIB}, lags={1: 3, 2: 3})
+    nursery.start_soon(machine.watch)
+    crowd = await bench(nursery, None, machine, a=Wish(10 * GIB), b=Wish(10 * GIB), c=Wish(20 * GIB))
+    await crowd.use("a")
+    await crowd.use("b")
+    await trio.sleep(30)
+    await crowd.group.unload(("a",))
+    await trio.sleep(30)
+    await crowd.use("c")
+    assert 2.8 < seconds_between(crowd, "b gone", "c spawned") < 4
+
+
+@pytest.mark.parametrize("lags", [{1: 0, 2: 3}, {1: 3, 2: 0}])
+async def test_a_gpu_is_waited_for_by_each_of_those_that_end(nursery, autojump_clock, lags):
+    """What one of them has given back is not taken for what the other one has."""
+    machine = Late({"gpu0": 24 * GIB}, lags=lags)
+    nursery.start_soon(machine.watch)
+    crowd = await bench(nursery, None, machine, a=Wish(10 * GIB), b=Wish(10 * GIB), c=Wish(20 * GIB))
+    await crowd.use("a")
+    await crowd.use("b")
+    await trio.sleep(100)
+    await crowd.use("c")
+    ended = max(at for at, text in crowd.script.trace if text.endswith("gone"))
+    assert 2.8 < {text: at for at, text in crowd.script.trace}["c spawned"] - ended < 4
+
+
 async def test_it_is_not_waited_for_without_bound(autojump_clock, caplog):
     """Something else has taken it, perhaps: after a while we go on, and say so."""
     machine = FakeMachine({"gpu0": 24 * GIB}, foreign={"gpu0": 20 * GIB})
     with trio.fail_after(10 * RETURN_WAIT):
-        await memory_of(machine).wait_returned({"gpu0": 4 * GIB}, {"gpu0": 18 * GIB})
+        await memory_of(machine).wait_returned(Look({"gpu0": 18 * GIB}, {"gpu0": 4 * GIB}, {}))
 
     assert trio.current_time() == RETURN_WAIT
     assert "memory was not given back within 5 s" in caplog.text
@@ -569,6 +638,30 @@ async def test_others_do_not_matter_unless_the_user_says_so(autojump_clock):
 
 
 @attrs.define(eq=False)
+class Slow(FakeMachine):
+    """One that is asked a second after it was to be, or answers a second late."""
+
+    answers_late: bool = False
+
+    async def in_time(self, look):
+        found = look()
+        await trio.sleep(1)
+        return found if self.answers_late else look()
+
+
+async def test_who_starts_during_a_look_at_others_is_none_of_them(nursery, autojump_clock):
+    """What a newcomer has taken before the answer was there puts out nobody."""
+    config = MemoryConfig(headroom=0, yield_to_others=True)
+    crowd = await bench(nursery, config, Slow({RAM: 100}), a=Wish(40), b=Wish(40))
+    crowd.script.load = 0.3
+    await crowd.use("a")
+    await trio.sleep(FOREIGN_LOOK + 1.2 - trio.current_time())  # during the second look
+    await crowd.use("b")
+    await trio.sleep(5)
+    assert set(crowd.ready()) == {"a", "b"}
+
+
+@attrs.define(eq=False)
 class Hanging(FakeMachine):
     """One of which nothing is to be had in time, while its driver hangs."""
 
@@ -589,7 +682,7 @@ async def test_while_a_driver_hangs_what_was_known_last_counts(nursery, autojump
     await trio.sleep(10 * LAST_LOOK)
     assert [len(watched.reports), len(others.reports)] == [1, 1]
     before = trio.current_time()
-    await memory_of(machine).wait_returned({"gpu0": GIB}, {"gpu0": 20 * GIB})
+    await memory_of(machine).wait_returned(Look({"gpu0": 20 * GIB}, {"gpu0": GIB}, {}))
     assert trio.current_time() == before
     assert await memory_of(machine, m=Wish(5 * GIB)).held_by("m", [1]) == {"gpu0": 5 * GIB}
 

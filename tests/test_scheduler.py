@@ -416,6 +416,16 @@ def test_a_claim_that_waits_out_the_shortage_is_served():
     assert evicted(play.say(Left(tickets["b"]), 9)) == {"b"}
 
 
+def test_who_has_room_is_tried_during_a_shortage_though_a_load_for_nobody_ends_for_it():
+    """That one is no loss: nobody waits for it."""
+    play = Play("abc", needs={"a": 30, "b": 30, "c": 30}, size=100)
+    play.ask("c", 0)
+    play.ended("c", 1, NothingLeftToStart("c", "no descriptor is left"))
+    assert types(play.ask("a", 2)) == [Start]
+    play.say(Left(play.ticket), 2.5)
+    assert evicted(play.ask("b", 3)) == {"a"}
+
+
 def test_out_of_memory_is_tried_once_more_with_more_room():
     """A quarter more, for which others go; the second failure is the answer."""
     play = Play(needs={"a": 40, "b": 60}, size=100)

@@ -346,8 +346,8 @@ class SwapGroup:
                 failure = await self._run_process(supervise, run)
             if run.process is not None and run.process.stuck:
                 await self._wait_in_quarantine(run.process, run)
-            elif self._memory is not None:
-                await look_after(run, self._memory.wait_returned, run.free, run.used)
+            elif self._memory is not None and run.look is not None:
+                await look_after(run, self._memory.wait_returned, run.look)
         finally:
             assert run.token is not None
             run.token.release_on_behalf_of(run)

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from trioswap.memory import Memory
+from trioswap.memory import Look, Memory
 from trioswap.messages import Event, Measured
 from trioswap.residency import Holding
 from trioswap.runs import Run, look_after
@@ -26,6 +26,7 @@ async def measuring(
     some of its memory before a thread has looked.
     """
     begin = trio.Event()
+    await trio.lowlevel.checkpoint()  # who was told to end meanwhile does not begin
 
     async def watch() -> None:
         try:
@@ -49,10 +50,11 @@ async def _measure(run: Run, memory: Memory | None, tell: Callable[[str, Event],
     """
 
     def report(peak: Holding) -> None:
-        assert memory is not None
-        run.used, run.free = peak, memory.free()
         tell(run.spec.name, Measured(run.spec.name, run.attempt, peak))
+
+    def seen(look: Look) -> None:
+        run.look = look
 
     assert run.process is not None
     if memory is not None and run.spec.port_owner == "child":
-        await memory.watch(run.process.pids, report)
+        await memory.watch(run.process.pids, report, seen)

@@ -7,6 +7,7 @@ models may then be resident together is decided in `residency.budget`.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -34,10 +35,26 @@ LAST_LOOK: Final = 10.0
 NOTICED: Final = 0.01
 # A driver that has not given memory back after so many seconds will not be waited for.
 RETURN_WAIT: Final = 5.0
+# Seconds for the last look at what a server uses: its own, and one that it waits for.
+END_LOOK_WAIT: Final = 2 * LOOK_WAIT
+# Seconds that both add to a stop at most.
+STOP_WAIT: Final = END_LOOK_WAIT + RETURN_WAIT
 # Seconds between looks at what other programs take.
 FOREIGN_LOOK: Final = 5.0
 # The header of most models fits into this many bytes.
 _HEADER: Final = 2**20
+
+
+@attrs.frozen
+class Look:
+    """What was seen of a server's memory, in bytes of each device."""
+
+    used: Holding
+    """By the server."""
+    free: Mapping[str, int]
+    """Beside it, at the same time."""
+    ended: Mapping[str, int]
+    """What all those had used who had ended by then."""
 
 
 @attrs.frozen
@@ -61,7 +78,8 @@ class Memory:
     """What there was for models when that was last reported."""
     _anew: trio.Event = attrs.field(factory=trio.Event, init=False)
     """Set when another configuration has come; the next one has another event."""
-    _free: Mapping[str, int] = attrs.field(factory=dict, init=False)
+    _ended: Counter[str] = attrs.field(factory=Counter[str], init=False)
+    """As in `Look`."""
 
     def prospect(self, config: Config) -> Prospect | None:
         """What *config*, which speaks of the same devices, makes of this; looks at model files: call it in a thread."""
@@ -100,8 +118,15 @@ class Memory:
         keys = {key for device in chosen for key in device.environment}
         return {key: ",".join(dict.fromkeys(device.environment[key] for device in chosen)) for key in sorted(keys)}
 
-    async def watch(self, pids: Callable[[], Iterable[int]], report: Callable[[Holding], None]) -> None:
+    async def watch(
+        self,
+        pids: Callable[[], Iterable[int]],
+        report: Callable[[Holding], None],
+        seen: Callable[[Look], None] = lambda _: None,
+    ) -> None:
         """Report the peak of what the processes use of each device that counts, whenever it has grown; for ever.
+
+        What else was *seen* is told each time.
 
         From readiness on: weights on their way to a GPU are in the host's memory as well.  The first
         look is at once and the last one when this is cancelled, so even a short run is measured.
@@ -110,12 +135,14 @@ class Memory:
         peak: dict[str, int] = {}
 
         async def look() -> None:
-            family = tuple(pids())
+            family, ended = tuple(pids()), dict(self._ended)
+            if not family:  # it has ended
+                return
             found = await self.machine.in_time(lambda: (self.machine.used_by(family), self.machine.free()))
             if found is None:
                 return
-            of_all, self._free = found
-            used = {device: size for device, size in of_all.items() if device in self.budget.sizes}
+            used = {device: size for device, size in found[0].items() if device in self.budget.sizes}
+            seen(Look(used, found[1], ended))
             if any(size > (1 + NOTICED) * peak.get(device, 0) for device, size in used.items()):
                 peak.update({device: max(size, peak.get(device, 0)) for device, size in used.items()})
                 report(dict(peak))
@@ -130,7 +157,7 @@ class Memory:
                 await trio.sleep(pause)
             except trio.Cancelled:  # the server is being stopped, and still has what it has
                 if self.config.learn:
-                    with trio.move_on_after(2 * LOOK_WAIT, shield=True):  # it is late after half of that
+                    with trio.move_on_after(END_LOOK_WAIT, shield=True):
                         await look()
                 raise
             pause = min(LOOK_GROWTH * pause, LAST_LOOK)
@@ -148,16 +175,20 @@ class Memory:
         need = max(ways, key=lambda way: sum(min(size, used.get(name, 0)) for name, size in way.items()), default={})
         return self.budget.reserve({name: max(need.get(name, 0), used.get(name, 0)) for name in {**need, **used}})
 
-    def free(self) -> Mapping[str, int]:
-        """Bytes of each device that were free when `watch` looked last."""
-        return self._free
+    async def wait_returned(self, look: Look) -> None:
+        """Return when GPUs have back what an ended server used at the last *look*, or after `RETURN_WAIT` seconds.
 
-    async def wait_returned(self, before: Holding, used: Holding) -> None:
-        """Return when GPUs have the *used* bytes of an ended server back, or after `RETURN_WAIT` seconds."""
+        What others had who have ended since is to be back as well, or theirs would be taken for this one's.
+        """
+        self._ended.update(look.used)
+
+        def given_back() -> dict[str, int]:
+            return {device: self._ended[device] - look.ended.get(device, 0) for device in look.used}
+
         with trio.move_on_after(RETURN_WAIT) as late:
-            await wait_returned(self.machine, before, used)
+            await wait_returned(self.machine, look.free, given_back)
         if late.cancelled_caught:
-            logger.warning("memory was not given back within %g s: %s", RETURN_WAIT, dict(used))
+            logger.warning("memory was not given back within %g s: %s", RETURN_WAIT, dict(look.used))
 
     async def watch_others(
         self,
@@ -172,19 +203,29 @@ class Memory:
         """
         self._told = dict(self.budget.sizes)
         while self.config.yield_to_others:
-            sizes = await self._left_by_others(tuple(pids()), unseen())
-            if sizes is not None and sizes != self._told:
+            config, sizes = self.config, await self._left_by_others(pids, unseen)
+            # Under another configuration what it left has been given back, and this was seen before.
+            if config is self.config and sizes is not None and sizes != self._told:
                 self._told = sizes
                 report(sizes)
             await trio.sleep(FOREIGN_LOOK)
 
-    async def _left_by_others(self, pids: Iterable[int], unseen: Holding) -> dict[str, int] | None:
-        found = await self.machine.in_time(lambda: (self.machine.free(), self.machine.used_by(pids)))
-        if found is None:
+    async def _left_by_others(
+        self, pids: Callable[[], Iterable[int]], unseen: Callable[[], Holding]
+    ) -> dict[str, int] | None:
+        family = frozenset(pids())
+        found = await self.machine.in_time(lambda: (self.machine.free(), self.machine.used_by(family)))
+        # Who has started meanwhile is one of ours, too; that it has grown since errs on the safe side.
+        newcomers = frozenset(pids()) - family
+        more = await self.machine.in_time(lambda: self.machine.used_by(newcomers)) if found and newcomers else {}
+        if found is None or more is None:
             return None
-        free, ours = found
+        (free, ours), hidden = found, unseen()
         left = {
-            device: max(0, size + ours.get(device, 0) + unseen.get(device, 0) - self.config.headroom)
+            device: max(
+                0,
+                size + ours.get(device, 0) + more.get(device, 0) + hidden.get(device, 0) - self.config.headroom,
+            )
             for device, size in free.items()
         }
         usable = usable_sizes(self.config, self.machine)

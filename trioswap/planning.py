@@ -71,8 +71,11 @@ class Plan:
 
     @property
     def at_the_cost_of_others(self) -> list[Model]:
-        """The claims that others end for so that a server can be started; a loan starts none."""
-        return [claim for claim, _ in self.swap if claim.must_start]
+        """The claims that others end for so that a server can be started; a loan starts none.
+
+        Not those that have room, for which a load that nobody waits for ends.
+        """
+        return [claim for claim, _ in self.swap if claim.must_start and claim.name in self.blocked]
 
 
 def make_plan(

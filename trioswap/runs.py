@@ -14,6 +14,7 @@ from trioswap.config import ModelConfig
 from trioswap.errors import ModelStuck, TrioswapError
 from trioswap.inflight import Entry, InFlight
 from trioswap.limits import Limits
+from trioswap.memory import Look
 from trioswap.messages import BecameReady, Died, Event
 from trioswap.process import Supervised
 from trioswap.residency import NOTHING, Holding
@@ -52,10 +53,8 @@ class Run:
     process: Supervised | None = None
     upstream: Upstream | None = None
     """The way to the server; None until it is ready."""
-    free: Holding = NOTHING
-    """Bytes of each device that were free beside it, when that was looked at last."""
-    used: Holding = NOTHING
-    """Its peak so far."""
+    look: Look | None = None
+    """What was seen of its memory last."""
     dead: trio.Event = attrs.field(factory=trio.Event)
     """Its server has ended, however it came to that; what it left may still be swept."""
     token: trio.CapacityLimiter | None = None

@@ -339,7 +339,7 @@ class _Look:
 
 def limits_of(spec: ModelConfig) -> Limits:
     """What the configuration, and the constants of who starts and stops servers, let one of them take."""
-    stop = spec.unload_drain_timeout + 2 * CUT_GRACE + process.stop_limit(spec) + memory.RETURN_WAIT
+    stop = spec.unload_drain_timeout + 2 * CUT_GRACE + process.stop_limit(spec) + memory.STOP_WAIT
     drain = None if spec.drain_timeout is None else spec.drain_timeout + CUT_GRACE
     return Limits(process.load_limit(spec) + SPAWN, stop, drain)
 

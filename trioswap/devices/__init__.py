@@ -62,7 +62,9 @@ class Machine:
     """A look hangs, and nobody has had an answer since."""
     _accelerators: tuple[_Accelerators, ...] = attrs.field(default=(), init=False, repr=False)
     _looking: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(1), init=False, repr=False)
-    """One look at a time; one that was given up has its token until the driver answers after all."""
+    """Has one token; a look that was given up has it until the driver answers after all."""
+    _turns: trio.Lock = attrs.field(factory=trio.Lock, init=False, repr=False)
+    """One look at a time."""
 
     def discover(self) -> tuple[Device, ...]:
         """Look which memories there are: the GPUs' first, then the host's."""
@@ -103,23 +105,23 @@ class Machine:
 
         While one hangs no other is begun, and the answer is None at once.
         """
-        if self.late and self._looking.borrowed_tokens:
-            await trio.lowlevel.checkpoint()
-            return None
-        with trio.move_on_after(LOOK_WAIT):
-            try:
-                found = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._looking)
-            except RuntimeError as exc:  # "can't start new thread"
-                logger.warning("the memory could not be looked at: %s", exc)
+        async with self._turns:  # who waits here waits for drivers that answer
+            if self.late and self._looking.borrowed_tokens:
                 return None
-            if self.late:
-                logger.warning("the memory can be looked at again")
-            self.late = False
-            return found
-        if not self.late:
-            logger.error("no answer about the memory within %g s: what was known last counts", LOOK_WAIT)
-        self.late = True
-        return None
+            with trio.move_on_after(LOOK_WAIT):
+                try:
+                    found = await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._looking)
+                except RuntimeError as exc:  # "can't start new thread"
+                    logger.warning("the memory could not be looked at: %s", exc)
+                    return None
+                if self.late:
+                    logger.warning("the memory can be looked at again")
+                self.late = False
+                return found
+            if not self.late:
+                logger.error("no answer about the memory within %g s: what was known last counts", LOOK_WAIT)
+            self.late = True
+            return None
 
 
 def _sum(parts: Iterable[Mapping[str, int]]) -> dict[str, int]:
@@ -153,23 +155,27 @@ TOLERATED_PART: Final = 0.1
 TOLERATED_BYTES: Final = 256 * 2**20
 
 
-async def wait_returned(gauge: Gauge, before: Mapping[str, int], expected: Mapping[str, int]) -> None:
-    """Return when the GPUs have the memory of an ended server back, or nearly.
+async def wait_returned(gauge: Gauge, before: Mapping[str, int], expected: Callable[[], Mapping[str, int]]) -> None:
+    """Return when the GPUs have the memory of ended servers back, or nearly.
 
     A driver frees it some time after the process is gone, and who is started too early finds it taken.  *before*
-    is what was free while the server had its memory, *expected* what it had, both in bytes.  Never waits for
-    `ram`, which the kernel has back once the process is reaped, nor for a device that does not answer, or not in time.
+    is what was free while the servers had their memory, *expected* what all had that have ended by then, both in
+    bytes.  Never waits for `ram`, which the kernel has back once the process is reaped, nor for a device that does
+    not answer, or not in time.
 
     Waits for ever if something else took the memory: put a cancel scope around it.
     """
-    goals = {
-        device: before[device] + size - max(TOLERATED_BYTES, int(size * TOLERATED_PART))
-        for device, size in expected.items()
-        if device != RAM and device in before
-    }
+
+    def goals() -> dict[str, int]:
+        return {
+            device: before[device] + size - max(TOLERATED_BYTES, int(size * TOLERATED_PART))
+            for device, size in expected().items()
+            if device != RAM and device in before
+        }
+
     pause = FIRST_PAUSE
     await trio.lowlevel.checkpoint()
-    while goals and not _reached(goals, await gauge.in_time(gauge.free) or {}):
+    while goals() and not _reached(goals(), await gauge.in_time(gauge.free) or {}):
         await trio.sleep(pause)
         pause = min(2 * pause, LAST_PAUSE)
 
