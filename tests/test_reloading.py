@@ -27,7 +27,7 @@ from trioswap.errors import ConfigError, ShuttingDown, StartFailed, TrioswapErro
 from trioswap.fleet import Fleet
 from trioswap.logs import Logs
 from trioswap.names import Names
-from trioswap.reads import CALLS, Reads
+from trioswap.reads import CALLS, NoAnswer, Reads
 from trioswap.reloading import Reloader
 from trioswap.routing import Routing
 from trioswap.state import State
@@ -95,16 +95,18 @@ async def test_files_that_do_not_answer():
     async with reloading(reread, reads=Reads(0.01)) as reloader:
         try:
             for _ in range(CALLS + 2):
-                with pytest.raises(
-                    ConfigError, match=r"files of the configuration: no answer within 0.01 s .*stays as"
-                ):
+                with pytest.raises(NoAnswer, match=r"files of the configuration: no answer within 0.01 s .*stays as"):
                     await reloader.reload()
             assert asked <= CALLS
+            assert reloader.reads.hangs
             assert not trio.to_thread.current_default_thread_limiter().borrowed_tokens
         finally:
             answer.set()
         reloader.reads.limit = PATIENCE
         assert (await reloader.reload()).nothing
+        with trio.fail_after(PATIENCE):
+            while reloader.reads.hangs:  # noqa: ASYNC110 - the other threads end when they do
+                await trio.sleep(0.01)
 
 
 @attrs.define(eq=False)
@@ -184,6 +186,35 @@ async def test_what_is_mended_outside_the_files(autojump_clock, caplog):
 
     assert await reread_at(caplog, says, [100], []) == ["a", "b"]
     assert says.at == [100, 105, 115, 135, 175, 255, 415, 715, 1015, 1315]
+
+
+@attrs.define(eq=False)
+class Away(AtOnce):
+    """From a file system that is away until then."""
+
+    until: float = math.inf
+
+    @property
+    def hangs(self) -> bool:
+        return trio.current_time() < self.until
+
+    async def call(self, function: Callable[[], Config], what: str) -> Config:
+        found = await super().call(function, what)
+        if self.hangs:
+            raise NoAnswer("configuration", ["no answer"])
+        return found
+
+
+async def test_files_that_do_not_answer_are_asked_once(autojump_clock, caplog):
+    """However long they are away, and again soon after they are back; files that change meanwhile are read at once."""
+    says, away = Saying([]), Away()
+    async with reloading(says, reads=away) as reloader, trio.open_nursery() as nursery:
+        begun = trio.current_time()
+        away.until = begun + 2999
+        nursery.start_soon(reloader.watch, Changing([begun, begun + 1000]))
+        await trio.sleep_until(begun + 3600)
+        nursery.cancel_scope.cancel()
+    assert [at - begun for at in says.at] == [0, 1000, 3000]
 
 
 async def test_a_model_that_is_put_in_place(tmp_path, monkeypatch, caplog):

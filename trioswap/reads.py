@@ -16,10 +16,14 @@ from trioswap.errors import ConfigError
 
 # Seconds.  Headers of a hundred models come from a slow disk within a few.
 LIMIT: Final = 30.0
-# At a time.  More than one, for the next reload may ask for files that are elsewhere.
-CALLS: Final = 4
+# At a time.  Many, for each reload that names files which do not answer costs one, and the next may ask elsewhere.
+CALLS: Final = 32
 
 _T = TypeVar("_T")
+
+
+class NoAnswer(ConfigError):
+    """Files do not answer."""
 
 
 @attrs.define(eq=False)
@@ -31,13 +35,18 @@ class Reads:
     _free: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(CALLS), init=False)
     """A call that hangs keeps its token until it ends after all."""
 
+    @property
+    def hangs(self) -> bool:
+        """Whether a call is under way; between two reloads one that hangs."""
+        return bool(self._free.borrowed_tokens)
+
     async def call(self, function: Callable[[], _T], what: str) -> _T:
         """What *function* returns; *what* is that which it reads, for people.
 
         Raises:
-            ConfigError: it has not answered in time, or so many calls hang already that it was not even asked.
+            NoAnswer: it has not answered in time, or so many calls hang already that it was not even asked.
         """
         with trio.move_on_after(self.limit):
             return await trio.to_thread.run_sync(function, abandon_on_cancel=True, limiter=self._free)
         why = f"no answer within {self.limit:g} s (is a file system away?); the configuration stays as it was"
-        raise ConfigError("configuration", [f"{what}: {why}"])
+        raise NoAnswer("configuration", [f"{what}: {why}"])

@@ -22,7 +22,7 @@ from trioswap.config.changes import Changes, compare, effective
 from trioswap.cors import Cors
 from trioswap.errors import BadCertificate, ConfigError, NothingToReload, ShuttingDown, TrioswapError
 from trioswap.names import Names
-from trioswap.reads import Reads
+from trioswap.reads import NoAnswer, Reads
 from trioswap.remote import Peer, make_peers
 from trioswap.returning import Returner
 from trioswap.state import State
@@ -146,8 +146,14 @@ class Reloader:
                 await trio.sleep(pause)
                 if self._failure is None:  # somebody else has asked meanwhile
                     return
+                if isinstance(round_.failure, NoAnswer) and self._hangs:
+                    continue  # another try would be one more call that hangs, and too many let no reload through
                 round_, pause = self._join(is_retry=True), min(2 * pause, LAST_RETRY)
                 await round_.over.wait()
+
+    @property
+    def _hangs(self) -> bool:
+        return self.reads.hangs or self.services.fleet.reads.hangs
 
     async def _take_turns(self, nursery: trio.Nursery) -> None:
         while True:
