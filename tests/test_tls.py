@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import serialization
 
 from trioswap.config.parts import TlsConfig
 from trioswap.errors import BadCertificate, Misuse
-from trioswap.tls import WATCH_EVERY, Certificates, make_context
+from trioswap.tls import WATCH_EVERY, Certificates, look, look_again, make_context
 
 AUTHORITY = trustme.CA()
 
@@ -195,6 +195,37 @@ async def test_a_file_system_that_does_not_answer(files, nursery):
     try:
         assert await trio.to_thread.run_sync(hangs.wait, PATIENCE)
         assert serial(certificates.current())
+    finally:
+        goes_on.set()
+
+
+async def test_other_files_than_those_that_do_not_answer(files, nursery, tmp_path):
+    """A reload that names them is not the last one that is noticed."""
+    hangs, goes_on = threading.Event(), threading.Event()
+    (tmp_path / "other").mkdir()
+    other = Files(TlsConfig(tmp_path / "other" / "cert.pem", tmp_path / "other" / "key.pem"))
+    other.write(AUTHORITY.issue_cert("localhost"))
+
+    def ask(config, known):
+        if config is files.config:
+            hangs.set()
+            goes_on.wait(PATIENCE)
+        return look_again(config, known)
+
+    certificates = Certificates(
+        files.config, lambda _, *files: trio.to_thread.run_sync(ask, *files, abandon_on_cancel=True)
+    )
+    nursery.start_soon(certificates.run)
+    certificates.reload()
+    try:
+        assert await trio.to_thread.run_sync(hangs.wait, PATIENCE)
+        certificates.replace(other.config, look(other.config))
+        before = serial(certificates.current())
+        other.write(AUTHORITY.issue_cert("localhost"))
+        certificates.reload()
+        with trio.fail_after(PATIENCE / 2):
+            while serial(certificates.current()) == before:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.01)
     finally:
         goes_on.set()
 

@@ -62,6 +62,8 @@ class Certificates:
     _stamps: tuple[_Stamp, _Stamp] = attrs.field(init=False, repr=False)
     """When the files were last loaded, or could not be."""
     _wanted: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _looking: trio.CancelScope = attrs.field(factory=trio.CancelScope, init=False, repr=False)
+    """Around the look that is under way."""
 
     def __attrs_post_init__(self) -> None:
         """Raises BadCertificate."""
@@ -81,6 +83,7 @@ class Certificates:
     def replace(self, config: TlsConfig, found: Found) -> None:
         """Show what was *found* in the files of *config*, if that can be shown."""
         self.config, self._stamps = config, found.stamps
+        self._looking.cancel(reason="other files count")  # where the old ones are, it may hang for ever
         # In a context of its own: a pair that turns out not to fit would have spoilt half of the old one.
         if isinstance(found.context, BadCertificate):
             logger.error("the old certificate stays in use: %s", found.context.message)
@@ -99,8 +102,10 @@ class Certificates:
                 await self._wanted.wait()
             known = None if self._wanted.is_set() else self._stamps
             self._wanted, config = trio.Event(), self.config
+            found = None
             try:
-                found = await self.in_thread(look_again, config, known)
+                with trio.CancelScope() as self._looking:
+                    found = await self.in_thread(look_again, config, known)
             except Exception as exc:  # no thread can be started, say: no reason to end the daemon
                 logger.error("cannot look whether the certificate has changed: %r", exc)
                 continue
