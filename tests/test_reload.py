@@ -273,6 +273,21 @@ async def test_who_waits_goes_on_with_whom_its_name_means_by_then(tmp_path, begu
         assert await daemon.listed() == ["c"]
 
 
+async def test_who_waits_goes_on_after_each_reload(tmp_path):
+    """However often its model is called otherwise while it waits."""
+    async with (
+        reloading(tmp_path, {"a": scripted("--ready-once", str(tmp_path / "a"))}) as daemon,
+        await connect(daemon.port) as client,
+    ):
+        await client.ask("POST", "/v1/chat/completions", chat("a"))
+        await eventually(partial(is_running, daemon.port, "a", state="starting", waiting=1))
+        for name in "bcd":
+            await daemon.reload({name: scripted("--ready-once", str(tmp_path / name), aliases=["a"])})
+            await eventually(partial(is_running, daemon.port, name, state="starting", waiting=1))
+        await daemon.reload({"e": scripted(aliases=["a"])})
+        assert (await client.answer()).status == 200
+
+
 @pytest.mark.parametrize("allowed", [["a"], ["b"], None])
 async def test_who_waits_goes_on_only_with_whom_it_may_use(tmp_path, allowed):
     """By the keys of the new configuration, where its own may be missing; else its model was removed."""

@@ -165,6 +165,8 @@ class _Errand:
 
     def _begin_anew(self, removed: ModelRemoved) -> None:
         services = self.way.services.now
+        if services is self.way.services:  # nothing says who is in its place
+            raise removed
         self.admission.close()
         self.chosen.close()
         key = services.keyring.find(self.exchange.headers)
@@ -180,11 +182,12 @@ class _Errand:
     async def source(self) -> AsyncIterator[Held]:
         """See `way.Source`."""
         async with AsyncExitStack() as stack:
-            try:
-                held = await stack.enter_async_context(self.way.source())
-            except ModelRemoved as exc:
-                self._begin_anew(exc)
-                held = await stack.enter_async_context(self.way.source())
+            held: Held | None = None
+            while held is None:
+                try:
+                    held = await stack.enter_async_context(self.way.source())
+                except ModelRemoved as exc:  # by a reload that is newer than its way
+                    self._begin_anew(exc)
             yield held
 
     def call(self) -> Call:
