@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -105,6 +106,39 @@ def test_a_child_does_not_inherit_the_claim(tmp_path):
     finally:
         child.kill()
         child.communicate()
+
+
+@pytest.mark.parametrize("how", ["moved", "removed"])
+async def test_the_file_of_another_daemon_is_never_written(tmp_path, caplog, how):
+    """The path leads to that when the directory was replaced: both run, and each has its own."""
+    first, second, state = tmp_path / "first", tmp_path / "second", tmp_path / "state"
+    first.mkdir()
+    second.mkdir()
+    state.symlink_to(first)
+    with claimed(state) as claim:
+        await claim.reap()
+        if how == "moved":
+            state.unlink()
+            state.symlink_to(second)
+        else:
+            shutil.rmtree(first)
+            first.mkdir()
+        with claimed(state) as other:
+            await other.reap()
+            before = written(state)
+            claim.write()
+            assert written(state) == before
+            claim.note(claim.marker(1), changed=True)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(claim.keep)
+                await eventually(partial(is_logged_twice, caplog, "another has taken its place"))
+                nursery.cancel_scope.cancel(reason="seen")
+            assert written(state) == before
+            assert before["instances"] == [other.instance]
+
+
+async def is_logged_twice(caplog: pytest.LogCaptureFixture, text: str) -> bool:
+    return caplog.text.count(text) == 2
 
 
 async def test_who_holds_it_is_in_the_file(tmp_path):

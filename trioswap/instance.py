@@ -13,6 +13,7 @@ Where nothing can be written, the daemon runs without, as it does without what i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -74,6 +75,8 @@ class Claim:
     changed: set[str] = attrs.field(factory=set[str])
     """As in `Contents`, of all instances."""
     _path: Path | None = None
+    _inode: tuple[int, int] | None = None
+    """Of the file that is locked: by its path another may be found since."""
     guardian_file: int | None = None
     """What the guardian is to have open for as long as it lives."""
     _may_start: bool = attrs.field(default=False, init=False)
@@ -134,7 +137,7 @@ class Claim:
     def write(self) -> None:
         """Write the file anew, if there is one."""
         if self._path is not None:
-            _write(self._path, self._contents())
+            _write(self._path, self._inode, self._contents())
 
     def note(self, marker: str, *, changed: bool) -> None:
         """Note that *marker* says of an attempt what its processes' do not, or that no attempt has it any more."""
@@ -151,7 +154,7 @@ class Claim:
             await self._news.wait()
             self._news = trio.Event()
             if self._path is not None:
-                job, limiter = partial(_write, self._path, self._contents()), trio.CapacityLimiter(1)
+                job, limiter = partial(_write, self._path, self._inode, self._contents()), trio.CapacityLimiter(1)
                 try:
                     await trio.to_thread.run_sync(job, abandon_on_cancel=True, limiter=limiter)
                 except RuntimeError as exc:  # no thread is to be had
@@ -219,7 +222,7 @@ def claimed(directory: Path) -> Iterator[Claim]:
     try:
         if _lock(file, directory):
             found, guardian_file = _read(file), _open_for_guardian(directory)
-            claim = Claim(instance, found.instances, {*found.changed}, directory / FILE, guardian_file)
+            claim = Claim(instance, found.instances, {*found.changed}, directory / FILE, _inode(file), guardian_file)
             claim.write()
         else:
             claim = Claim(instance)  # what the file names may be alive and well
@@ -278,11 +281,18 @@ def _lock(file: int, directory: Path) -> bool:
     return True
 
 
-def _write(path: Path, contents: Contents) -> None:
+def _inode(file: int) -> tuple[int, int]:
+    found = os.fstat(file)
+    return found.st_dev, found.st_ino
+
+
+def _write(path: Path, inode: tuple[int, int] | None, contents: Contents) -> None:
     data = json.dumps(attrs.asdict(contents)).encode() + b"\n"
     try:
         file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
+            if _inode(file) != inode:
+                raise OSError(errno.ESTALE, "another has taken its place, which may be another daemon's", str(path))
             os.pwrite(file, data, 0)  # in place: a new file would not be locked
             os.ftruncate(file, len(data))
         finally:
