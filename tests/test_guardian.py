@@ -232,6 +232,36 @@ async def test_who_must_not_be_killed_since_a_reload_is_not(tmp_path, killed, sp
             os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.parametrize("killed", ["daemon", "both"])
+async def test_who_must_not_be_killed_since_a_reload_is_not_though_the_server_has_ended(tmp_path, killed):
+    """Its helper is in its grace when the word comes, and has it from there."""
+    table, state = scripted("--setsid-child", unload_timeout=PATIENCE).table("a"), tmp_path / "state"
+    file = write_config(tmp_path, {"a": table}, state_dir=str(state))
+    async with command("serve", "-c", file) as served, trio.open_nursery() as nursery:
+        pid = int((await fetch(served.port, "GET", "/upstream/a/pid")).text)
+        [helper] = (await fetch(served.port, "GET", "/upstream/a/children")).json()
+        [guardian] = guardians_of(guard.marker_of(pid).partition("-")[0])
+        nursery.start_soon(ask_in_vain, served.port, "/api/models/unload/a")
+        await wait_gone(pid)
+        write_config(tmp_path, {"a": {**table, "never_kill": True}}, state_dir=str(state))
+        answer = await fetch(served.port, "POST", "/api/reload")
+        assert answer.json()["updated"] == {"a": ["never_kill"]}
+        await eventually(partial(is_noted, state))
+        if killed == "both":
+            os.kill(served.process.pid, signal.SIGSTOP)  # or it would start another
+            os.kill(guardian, signal.SIGKILL)
+        served.process.kill()
+        await wait_gone(guardian)
+    try:
+        if killed == "both":
+            async with command("serve", "-c", file):
+                pass
+        assert alive(helper)
+    finally:
+        if alive(helper):
+            os.kill(helper, signal.SIGKILL)
+
+
 async def is_noted(state: Path) -> bool:
     return len(json.loads((state / "lock").read_text())["changed"]) == 1
 
@@ -886,6 +916,23 @@ async def test_a_stop_command_is_told_or_said_to_be_too_long(recorder, caplog):
     assert json.loads(attempts["i-1"][1]) == {"argv": ["stop", "\udcff ${PID}"], "env": {"A": "b c"}}
     assert attempts["i-2"] == (me, "-")
     assert "too long" in caplog.text
+
+
+async def test_a_child_is_the_one_that_it_was_when_it_began(recorder):
+    """What changes later is told of it, though it has ended and its number may be somebody else's."""
+    async with guarded(str(recorder)) as guardian:
+        async with running(SLEEPS, until="up") as child:
+            pid, start_time = child.pid, proctree.look(child.pid).start_time
+            guardian.began(pid, "i-1")
+        guardian.began(pid, f"i-1{guard.SPARED}", ("stop",))
+        guardian.ended("i-1")
+        await eventually(partial(knows, recorder, f"i-1{guard.SPARED}"))
+        guardian.began(pid, "i-1")
+        guardian.ended(f"i-1{guard.SPARED}")
+        await eventually(partial(knows, recorder, "i-1"))
+    attempts: guard.Attempts = {}
+    guard.hear(recorder.read_bytes().splitlines(keepends=True), attempts)
+    assert attempts == {"i-1": ((pid, start_time), "-")}
 
 
 async def test_without_a_guardian_there_is_one_warning(monkeypatch, caplog):

@@ -53,6 +53,8 @@ class Watcher(Protocol):
         """The child *pid* was started in a session of its own, with *marker*.
 
         *stop* is the command that stops it, ${PID} not yet filled in, with *env* besides our own environment.
+        May be told again, with other news or with the other marker that the attempt may have (`guard.SPARED`),
+        even when the child has ended and others of its session have not.
         """
         ...
 
@@ -116,17 +118,24 @@ class Guardian:
 
     def began(self, pid: int, marker: str, stop: Sequence[str] = (), env: Mapping[str, str] | None = None) -> None:
         """Guard the family of *pid* too; see `Watcher`."""
-        try:
-            process = proctree.look(pid)
-        except OSError:  # nobody can say; the marker still tells whose it is
-            process = None
-        known = f"began {pid} {process.start_time if process else 0} {marker} "
+        known = f"began {pid} {self._start_time(pid, marker)} {marker} "
         command = json.dumps({"argv": list(stop), "env": dict(env or {})}) if stop else "-"
         if len(known) + len(command) >= select.PIPE_BUF:  # a longer line might be written in part
             logger.warning("cmd_stop is too long for the guardian, which will signal only attempt=%s", marker)
             command = "-"
         self._attempts[marker] = f"{known}{command}\n".encode()
         self._tell(self._attempts[marker])
+
+    def _start_time(self, pid: int, marker: str) -> int:
+        """Of the child; as it was told before, for once that has ended its pid may be somebody else's."""
+        attempt = marker.removesuffix(guard.SPARED)
+        if told := self._attempts.get(attempt) or self._attempts.get(attempt + guard.SPARED):
+            return int(told.split(b" ", 3)[2])
+        try:
+            process = proctree.look(pid)
+        except OSError:  # nobody can say; the marker still tells whose it is
+            process = None
+        return process.start_time if process else 0
 
     def ended(self, marker: str) -> None:
         """Guard that attempt no longer."""

@@ -114,7 +114,7 @@ class ModelProcess:
         self.stuck = False
         self._prober = prober
         self._guardian = guardian
-        self._guarded = marker  # the name under which the guardian knows it
+        self._guarded: str | None = None  # the name under which the guardian knows it, while it does
         self._port = Port.of(spec)
         self._family = Family(marker)
         self._output = Output(spec.name, logs)
@@ -135,7 +135,7 @@ class ModelProcess:
     def spec(self, spec: ModelConfig) -> None:
         self._limits.follow(spec)
         child = self._family.leader
-        if child is not None and child.returncode is None:
+        if child is not None and self._guarded is not None:  # be it only that others of its family are left
             self._guard(child)
 
     def _guard(self, child: Child) -> None:
@@ -143,8 +143,13 @@ class ModelProcess:
         before, spec = self._guarded, self.spec
         self._guarded = self.marker.removesuffix(guard.SPARED) + (guard.SPARED if spec.never_kill else "")
         self._guardian.began(child.pid, self._guarded, spec.stop_argv or (), spec.env)
-        if before != self._guarded:
+        if before is not None and before != self._guarded:
             self._guardian.ended(before)
+
+    def _unguard(self) -> None:
+        if self._guarded is not None:
+            self._guardian.ended(self._guarded)
+            self._guarded = None
 
     @property
     def pid(self) -> int | None:
@@ -174,7 +179,7 @@ class ModelProcess:
             await self._family.leader.wait()
         while self._anybody_left():  # noqa: ASYNC110 - /proc gives no notice
             await trio.sleep(QUARANTINE_POLL)
-        self._guardian.ended(self._guarded)
+        self._unguard()
 
     # ---- from the first hook to the end of the server ------------------------------------
 
@@ -292,7 +297,7 @@ class ModelProcess:
         if self._commands.ran or self.spec.hooks.after_stop is not None:
             await self._end_hooks()
         if not self.stuck:
-            self._guardian.ended(self._guarded)
+            self._unguard()
 
     async def _stop(self, child: Child) -> None:
         """Hook, stop signal or command, grace, SIGKILL to the whole tree, port free, last words."""
