@@ -122,6 +122,44 @@ async def test_a_daemon_that_is_stopped_does_not_wait_for_it(tmp_path):
         assert alive(child.pid)
 
 
+async def test_what_a_reload_says_of_sigkill_is_for_the_daemon_after(tmp_path):
+    """Of what the daemon before has left, and does not know as its own."""
+    state = tmp_path / "state"
+    model = scripted("--ignore-sigterm", unload_timeout=0.1).table("c")
+    path = write_config(tmp_path, {"c": {**model, "never_kill": True}}, state_dir=str(state))
+    async with command("serve", "-c", path) as first:
+        pid = int((await fetch(first.port, "GET", "/upstream/c/pid")).text)
+    try:
+        async with command("serve", "-c", path) as second:
+            assert await stuck_at(second.port) == ["c"]
+            write_config(tmp_path, {"c": {**model, "never_kill": False}}, state_dir=str(state))
+            answer = await fetch(second.port, "POST", "/api/reload")
+            assert answer.json()["updated"] == {"c": ["never_kill"]}
+            await eventually(partial(is_noted, state))
+            assert alive(pid)
+        async with command("serve", "-c", path):
+            assert not alive(pid)
+    finally:
+        if alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
+async def is_noted(state: Path) -> bool:
+    return len(json.loads((state / instance.FILE).read_text())["changed"]) == 1
+
+
+@pytest.mark.parametrize("marked", ["", guard.SPARED], ids=["", "spared"])
+async def test_what_holds_of_sigkill_is_noted_where_the_marker_says_otherwise(marked):
+    """Whatever was noted earlier, and only for as long as it does."""
+    claim = instance.Claim(A)
+    attempts = [claim.marker(1, "m"), claim.marker(2, "m")]
+    left = leftover.Left(spec("m"), tuple(attempt + marked for attempt in attempts), [], claim.note)
+    for never_kill in (True, False, True, False):
+        left.spec = spec("m", never_kill=never_kill)
+        holds = guard.SPARED if never_kill else ""
+        assert claim.changed == ({attempt + holds for attempt in attempts} if holds != marked else set())
+
+
 async def test_a_model_that_is_preloaded_is_no_exception(tmp_path, caplog):
     """It is in the books before anybody can ask."""
     left_by(tmp_path, A)

@@ -146,7 +146,7 @@ async def _serve(
     services.succession.reload = reloader.reload if reread is not None else None
     http = HttpServer(App(services), tls=tls)
     async with trio.open_nursery() as nursery:
-        await nursery.start(fleet.run, claim.left)
+        await nursery.start(fleet.run, claim.left, claim.note)
         await nursery.start(services.check.run)
         nursery.start_soon(feed_watchdog, lambda: services.check.is_alive)
         if certificates is not None:

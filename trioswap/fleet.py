@@ -22,7 +22,7 @@ from trioswap.footprints import Need, Wish
 from trioswap.forecast import Forecast, forecast, in_the_way, plan_of
 from trioswap.group import SwapGroup
 from trioswap.journal import Entry
-from trioswap.leftover import Leftover, adopt, keep
+from trioswap.leftover import Leftover, Note, adopt, keep, not_noted
 from trioswap.lifecycle import State
 from trioswap.memory import FOREIGN_LOOK, Memory
 from trioswap.messages import ModelView, Squeezed, WaitView
@@ -76,29 +76,33 @@ class Fleet:
         return f"<Fleet {self.groups!r}>"
 
     async def run(
-        self, left: Iterable[Leftover] = (), *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+        self,
+        left: Iterable[Leftover] = (),
+        note: Note = not_noted,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Own every model server; return after `shutdown()` when all process trees are gone.
 
-        What earlier daemons have *left* is in the books before `started`.
+        What earlier daemons have *left* is in the books before `started`; what changes of it is told to *note*.
         """
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for group in self.groups:
                 await nursery.start(group.run)
             for leftover in left:
-                await self._adopt(leftover, nursery)
+                await self._adopt(leftover, note, nursery)
             self._watch_others_in(nursery)
             task_status.started()
             await self.closing.wait()  # also while there is no model: a reload may bring some
         self._ended.set()
 
-    async def _adopt(self, leftover: Leftover, nursery: trio.Nursery) -> None:
+    async def _adopt(self, leftover: Leftover, note: Note, nursery: trio.Nursery) -> None:
         if leftover.model not in self._group_of and not self._add_unconfigured(leftover.model):
             logger.warning("model=%s is not configured any more, and its memory is not counted", leftover.model)
             return
         group = self._group_of[leftover.model]
-        nursery.start_soon(keep, group, await adopt(group, leftover, self.memory))
+        nursery.start_soon(keep, group, await adopt(group, leftover, self.memory, note))
 
     def _add_unconfigured(self, name: str) -> bool:
         """Have *name* in the books as one that a reload has removed and that has not ended; False: nobody counts it."""

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 import trio
 
-from trioswap import lifecycle, proctree
+from trioswap import guard, lifecycle, proctree
 from trioswap.config import ModelConfig
 from trioswap.errors import StartFailed
 from trioswap.forecast import amounts
@@ -48,14 +48,40 @@ class Leftover:
     processes: tuple[proctree.Process, ...]
 
 
+class Note(Protocol):
+    """`Claim.note`: whether *marker* says what now holds of an attempt, and its processes' do not."""
+
+    def __call__(self, marker: str, *, changed: bool) -> None:
+        """Never waits."""
+        ...
+
+
+def not_noted(marker: str, *, changed: bool) -> None:
+    """Nothing: there is no next daemon."""
+
+
 @attrs.define(eq=False)
 class Left:
     """Stands for the supervised process of a model that was left: nobody stops it, it is only waited for."""
 
-    spec: ModelConfig
+    _spec: ModelConfig
     _markers: tuple[str, ...]
     _seen: list[proctree.Process]
+    _note: Note = not_noted
     stuck: bool = True
+
+    @property
+    def spec(self) -> ModelConfig:
+        """How its model is configured; what another says of SIGKILL is for the next daemon, which asks it to end."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: ModelConfig) -> None:
+        self._spec = spec
+        for marker in self._markers:
+            attempt = marker.removesuffix(guard.SPARED)
+            for name, holds in ((attempt, not spec.never_kill), (attempt + guard.SPARED, spec.never_kill)):
+                self._note(name, changed=holds and name != marker)
 
     async def run(self, *, task_status: Report) -> StartFailed | None:
         """It has run."""
@@ -82,12 +108,13 @@ class Left:
         return self._seen
 
 
-async def adopt(group: SwapGroup, leftover: Leftover, memory: Memory | None) -> Run:
+async def adopt(group: SwapGroup, leftover: Leftover, memory: Memory | None, note: Note = not_noted) -> Run:
     """Have what was left in the books of *group*, as the stuck run of its model; `keep` waits for its end.
 
+    What a reload says of SIGKILL is told to *note*.
     It holds what its model needs, and what it is measured to use where that is more.
     """
-    process = Left(group.models[leftover.model], leftover.markers, list(leftover.processes))
+    process = Left(group.models[leftover.model], leftover.markers, list(leftover.processes), note)
     pids = process.pids()
     holding = NOTHING if memory is None else await _holding(memory, leftover.model, pids)
     run = Run(process.spec, ATTEMPT, holding, group.limiter, stuck=True, process=process)
