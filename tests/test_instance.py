@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 import trio
@@ -23,7 +24,7 @@ import trio.testing
 from children import PATIENCE, alive, python, running, wait_gone
 from commands import daemon as command
 from commands import trioswap
-from daemons import document, eventually, fetch, scripted, write_config
+from daemons import daemon, document, eventually, fetch, scripted, write_config
 
 from trioswap import guard, instance, proctree
 from trioswap.config import Config, loads
@@ -250,11 +251,11 @@ def test_only_real_ids_are_believed(tmp_path):
 
 
 @contextmanager
-def guardian_at_work(directory: Path) -> Iterator[None]:
+def guardian_at_work(directory: Path) -> Iterator[TextIO]:
     """The file as a guardian that lives has it."""
     with (directory / GUARDIAN_FILE).open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield file
 
 
 async def is_waiting(caplog: pytest.LogCaptureFixture) -> bool:
@@ -288,6 +289,25 @@ async def test_a_guardian_that_hangs_is_not_waited_for_for_ever(tmp_path, caplog
         await claim.reap()
         assert written(tmp_path)["instances"] == [claim.instance]
     assert "has not ended within 0.1 s; should it still run a cmd_stop" in caplog.text
+
+
+async def test_a_guardian_that_ends_too_late_makes_room_for_ours(tmp_path, caplog, monkeypatch):
+    """The file is locked from then on, so that the next daemon waits for ours, which has it, too."""
+    monkeypatch.setattr(guard, "PATIENCE", 0.1)
+    with guardian_at_work(tmp_path) as theirs:
+        async with daemon({"a": scripted()}, state_dir=str(tmp_path)):
+            theirs.close()
+            assert "has not ended within 0.1 s" in caplog.text
+            await eventually(partial(is_taken, tmp_path / GUARDIAN_FILE))
+
+
+async def is_taken(path: Path) -> bool:
+    with path.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 async def test_without_the_guardians_file_nothing_is_waited_for(tmp_path, caplog):

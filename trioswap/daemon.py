@@ -153,6 +153,7 @@ async def _serve(
             nursery.start_soon(certificates.run)
         nursery.start_soon(state.run)
         nursery.start_soon(claim.keep)
+        nursery.start_soon(claim.lock_for_guardian)
         await nursery.start(reloader.run)
         if watch is not None:
             nursery.start_soon(reloader.watch, watch)

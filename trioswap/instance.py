@@ -42,6 +42,8 @@ GUARDIAN_FILE: Final = "guardian"
 # Seconds from SIGTERM to SIGKILL, and for all of it, for what an earlier daemon left.
 GRACE: Final = 1.0
 PATIENCE: Final = 10.0
+# Seconds between tries to lock the file of the guardian once nobody waits for that any more.
+LATE_PAUSE: Final = 1.0
 # Bytes read of the file; it has some hundred.
 _LARGEST: Final = 65536
 # What may write there can have us stop the models of another daemon.
@@ -111,14 +113,23 @@ class Claim:
             return
         logger.warning("the guardian of an earlier daemon still stops what that has left; its end is waited for")
         with trio.move_on_after(guard.PATIENCE) as late:
-            while not _is_locked(self.guardian_file):  # noqa: ASYNC110 - flock(2) gives no notice
-                await trio.sleep(guard.PAUSE)
+            await self.lock_for_guardian(guard.PAUSE)
         if late.cancelled_caught:
             logger.warning(
                 "the guardian of an earlier daemon has not ended within %g s; should it still run a cmd_stop, that may"
                 " hit a model server that is started now under the same name",
                 guard.PATIENCE,
             )
+
+    async def lock_for_guardian(self, pause: float = LATE_PAUSE) -> None:
+        """Return when the file is locked for our own guardian: that of the daemon before has ended.
+
+        May take for ever after `reap` has given it up.  Tries again each *pause* seconds.
+        """
+        file = self.guardian_file
+        await trio.lowlevel.checkpoint()
+        while file is not None and not _is_locked(file):  # noqa: ASYNC110 - flock(2) gives no notice
+            await trio.sleep(pause)
 
     async def _stop_the_earlier(self) -> None:
         sweep = guard.Sweep(self.earlier, {}, self.changed)
