@@ -12,12 +12,13 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+import attrs
 import pytest
 import trio
 import trio.testing
@@ -28,7 +29,7 @@ from daemons import daemon, document, eventually, fetch, scripted, write_config
 
 from trioswap import guard, instance, proctree
 from trioswap.config import Config, loads
-from trioswap.daemon import serve
+from trioswap.daemon import _reaped, serve
 from trioswap.errors import Misuse
 from trioswap.guardian import NOBODY
 from trioswap.instance import FILE, GUARDIAN_FILE, claimed
@@ -333,6 +334,53 @@ async def test_a_signal_ends_the_wait(tmp_path, caplog, monkeypatch, number):
             signal.raise_signal(number)
     assert f"received {number.name} before anything was started" in caplog.text
     assert "the guardian has been told" not in caplog.text
+
+
+@attrs.frozen
+class Reaping:
+    """A claim whose wait is what a test makes of it."""
+
+    reap: Callable[[], Awaitable[None]]
+
+
+async def test_a_signal_as_the_wait_ends_is_not_lost():
+    """In the very tick: it stops the daemon now, or is there for whoever reads next."""
+    token = trio.lowlevel.current_trio_token()
+
+    async def reap() -> None:
+        over = trio.Event()
+        token.run_sync_soon(signal.raise_signal, signal.SIGTERM)
+        token.run_sync_soon(over.set)
+        await over.wait()
+
+    with trio.fail_after(PATIENCE):
+        for _ in range(50):
+            with trio.open_signal_receiver(signal.SIGTERM) as signals:
+                if await _reaped(Reaping(reap), signals):
+                    assert await anext(signals) == signal.SIGTERM
+
+
+async def test_a_second_signal_does_not_spoil_the_end():
+    """A sweep cannot be cut short, and whoever is impatient meanwhile gets a clean exit all the same."""
+    too_late: list[int] = []
+
+    async def reap() -> None:
+        with trio.CancelScope(shield=True):
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGTERM):
+                signal.raise_signal(number)
+                await trio.testing.wait_all_tasks_blocked()
+
+    def note(number: int, _: object) -> None:
+        too_late.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        with trio.open_signal_receiver(*before) as signals, trio.fail_after(PATIENCE):
+            assert not await _reaped(Reaping(reap), signals)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert too_late == []
 
 
 async def test_a_reload_that_is_asked_for_meanwhile_comes_afterwards(tmp_path, caplog, monkeypatch):

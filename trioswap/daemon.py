@@ -95,27 +95,31 @@ async def serve(
 
 async def _reaped(claim: Claim, signals: AsyncIterator[int]) -> bool:
     """Whether nothing of earlier daemons is in the way; a signal to stop ends the wait for that."""
-    done = False
+    told: list[int] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_on_stop_signal, signals, nursery.cancel_scope)
-        await claim.reap()
-        done = not nursery.cancel_scope.cancel_called
-        nursery.cancel_scope.cancel(reason="nothing is in the way")
-    return done
+        with trio.CancelScope() as scope:
+            nursery.start_soon(_cancel_on_stop_signal, signals, scope, told)
+            await claim.reap()
+        nursery.cancel_scope.cancel(reason="nothing is in the way, or there is nothing to start")
+    return not told  # not before the reader has ended, which may just have taken a signal
 
 
-async def _cancel_on_stop_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    """A signal to reload is for whoever reads *signals* next."""
-    numbers: list[int] = []
+async def _cancel_on_stop_signal(signals: AsyncIterator[int], scope: trio.CancelScope, told: list[int]) -> None:
+    """Add the signals to stop to *told*: further ones, too, or they would end us when nobody takes them.
+
+    One to reload is for whoever reads *signals* next.
+    """
+    reload = False
     try:
         async for number in signals:
-            numbers.append(number)
-            if number != signal.SIGHUP:
+            if number == signal.SIGHUP:
+                reload = True
+            else:
                 logger.info("received %s before anything was started", signal.Signals(number).name)
+                told.append(number)
                 scope.cancel(reason="a signal to stop")
-                return
     finally:
-        if numbers and numbers[-1] == signal.SIGHUP:
+        if reload and not told:
             signal.raise_signal(signal.SIGHUP)
 
 
