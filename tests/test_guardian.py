@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import termios
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -98,8 +98,8 @@ PHASES = {
 
 def guardians_of(instance: str) -> list[int]:
     """The guardians of the daemon that has this id."""
-    end = f"\0{PROGRAM}\0{instance}\0".encode()
-    return [pid for pid, command in everybody("cmdline") if command.endswith(end)]
+    arguments = f"\0{PROGRAM}\0{instance}\0".encode()
+    return [pid for pid, command in everybody("cmdline") if arguments in command]
 
 
 def everybody(name: str) -> Iterator[tuple[int, bytes]]:
@@ -432,12 +432,15 @@ async def test_who_must_never_be_killed_is_not_though_it_was_found_earlier(tmp_p
 
 
 @asynccontextmanager
-async def program(instance: str = OURS, *, stderr: int | None = None, patch: str = "") -> AsyncIterator[trio.Process]:
+async def program(
+    instance: str = OURS, *, stderr: int | None = None, patch: str = "", keeps_open: Sequence[int] = ()
+) -> AsyncIterator[trio.Process]:
     """The guardian's program, with a statement of *patch* before it begins; the test is its daemon."""
     process = await trio.lowlevel.open_process(
-        [part.replace("guard.main(", f"{patch}\nguard.main(") for part in guard_command(instance)],
+        [part.replace("guard.main(", f"{patch}\nguard.main(") for part in guard_command(instance, keeps_open)],
         stdin=subprocess.PIPE,
         stderr=stderr,
+        pass_fds=keeps_open,
         start_new_session=True,
     )
     try:
@@ -573,6 +576,56 @@ async def test_a_stop_command_that_does_not_end_is_ended(monkeypatch):
     [command] = commands.started
     assert command.wait() == -signal.SIGKILL
     assert proctree.members(command.pid, "none") == []
+
+
+async def test_the_next_daemon_waits_for_stop_commands_not_for_who_survives_sigkill(tmp_path):
+    """The lock that it waits for is given up when these have ended, be it in the middle of the sweep."""
+    gate, lock = tmp_path / "gate", tmp_path / "lock"
+    os.mkfifo(gate)
+    stop = json.dumps({"argv": [*python("import sys; open(sys.argv[1]).read()"), str(gate)], "env": {}})
+    patch = "guard.HELD = guard.GRACE = 0.0; guard.PATIENCE = guard.COMMAND_TIME = 1e9;"
+    patch += "guard.send = lambda *_: os.write(2, b'.')"  # at each look
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        held = [file.fileno()]
+        async with (
+            running(SLEEPS, until="up", env={proctree.MARKER: f"{OURS}-1"}) as child,
+            program(stderr=subprocess.PIPE, patch=patch, keeps_open=held) as process,
+            process.stderr,
+        ):
+            file.close()
+            await process.stdin.send_all(f"{began(child.pid, stop=stop)}\n".encode())
+            await process.stdin.aclose()
+            with trio.fail_after(PATIENCE):
+                with await trio.to_thread.run_sync(gate.open, "w", abandon_on_cancel=True):  # the command runs
+                    await looks(process, 5)
+                    assert not is_free(lock)
+                while not is_free(lock):
+                    await looks(process, 1)
+                await looks(process, 2)
+
+
+async def looks(process: trio.Process, number: int) -> None:
+    for _ in range(number):
+        assert await process.stderr.receive_some(1) == b"."
+
+
+def is_free(lock: Path) -> bool:
+    with lock.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+async def test_the_program_knows_what_it_is_to_keep_open(tmp_path):
+    """Each descriptor, which it has."""
+    with (tmp_path / "lock").open("w") as file:
+        async with guarded(OURS, keeps_open=[file.fileno()]) as guardian:
+            told = proctree.PROC.joinpath(str(guardian.pid), "cmdline").read_bytes().split(b"\0")
+            assert told[-2] == b"%d" % file.fileno()
+            assert proctree.PROC.joinpath(str(guardian.pid), "fd", told[-2].decode()).readlink() == Path(file.name)
 
 
 def test_a_stop_command_that_cannot_be_ended_ends_nothing_else(monkeypatch):

@@ -8,11 +8,11 @@ as standard input.  It hears, line by line, which attempts at running model serv
     forget                              everything heard so far; it is told anew
     end                                 all is well; nothing is stopped
 
-When the pipe ends without `end`, the daemon is dead, however it died.  Then whoever carries the marker of
-an attempt of INSTANCE in its environment is stopped, and whoever is in the session of an attempt that was
-told.  A number alone proves nothing, for pids are given to others: a session counts only while its
-leader has the start time that was told, or a member carries the marker or was found before.  What was
-forked and has not loaded its program yet has no marker; it has the name of the thread that forked it (`thread_name`).
+When the pipe ends without `end`, the daemon is dead, however it died.  Then whoever carries the marker of an attempt of
+INSTANCE in its environment is stopped, and whoever is in the session of an attempt that was told.  A number alone
+proves nothing, for pids are given to others: a session counts only while its leader has the start time that was told,
+or a member carries the marker or was found before.  What was forked and has not loaded its program yet, which takes
+long where a file system does not answer, has no marker but the name of the thread that forked it (`thread_name`).
 
 Only a little of the standard library is imported, so that it is small and there at once.  What it
 reads in /proc is explained in `proctree`.  `instance` uses `Sweep` for what an earlier daemon left.
@@ -49,6 +49,8 @@ NOT_INHERITED = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")
 GRACE = 0.5
 COMMAND_TIME = 10.0
 PATIENCE = 30.0
+# Seconds for which the next daemon has to wait, stop commands aside: who is left by then has survived SIGKILL.
+HELD = 2.0
 # ENOMEM, ENFILE, EMFILE (errno(3)): a look that fails of one of these has not found that nobody is there.
 SHORTAGE = (12, 23, 24)
 # Seconds between looks at /proc, each of which takes some milliseconds.
@@ -64,14 +66,15 @@ Attempts = dict[str, tuple[Identity, str]]
 """By marker: the leader, and the stop command as it was told."""
 
 
-def main(instance: str) -> None:
-    """Wait for the end of the daemon, then stop what it left."""
+def main(instance: str, *held: int) -> None:
+    """Wait for the end of the daemon, then stop what it left; *held* keeps the next one waiting (`Sweep.held`)."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which the stop commands would inherit
     attempts: Attempts = {}
     if hear(sys.stdin.buffer, attempts):
         return
     sweep = Sweep([instance], attempts)
+    sweep.held += held
     try:
         sweep.look()  # before a stop command ends a leader, which alone may tell whose its session is
     except OSError:
@@ -145,10 +148,7 @@ def inherited() -> dict[str, str]:
 
 
 def thread_name(instance: str) -> str:
-    """The name of a thread that spawns for *instance*.
-
-    What it forks has the name, too, until its program is loaded, which takes long where a file system does not answer.
-    """
+    """The name of a thread that spawns for *instance*; what it forks has it, too, until its program is loaded."""
     return f"spawn-{instance}"[:NAME_LENGTH]
 
 
@@ -164,6 +164,8 @@ class Sweep:
         """Everybody who was to be stopped: the marker of the attempt, and the program's name."""
         self.left: set[Identity] | None = None
         """Who was still there at the last look that succeeded; None: none has, so nobody can say."""
+        self.held: list[int] = []
+        """Descriptors to be closed as soon as the next daemon need not wait any longer."""
         self.questions = Questions()
 
     def run(self, grace: float, patience: float, commands: Commands | None = None) -> None:
@@ -189,6 +191,8 @@ class Sweep:
             nobody = 0 if to_kill or (left and now < grace) else nobody + 1
             if commands is not None and now > COMMAND_TIME:
                 commands.end()
+            if self.held and now > HELD and not (commands is not None and commands.busy(0.0)):
+                os.close(self.held.pop())
             time.sleep(PAUSE)  # noqa: TID251 - in a program, or a thread, of its own
             now = time.monotonic() - begun
 
@@ -226,9 +230,8 @@ class Sweep:
 class Questions:
     """Questions to many processes, of which one that hangs may leave its own unanswered.
 
-    Its environment, for one, is read under the lock of its memory map.  Who maps a file of a file system that
-    does not answer holds that lock until it does, and nobody can tell beforehand.  So the questions are put
-    in a thread: when that hangs, it is left to itself, and nobody asks that process before it has come back.
+    Its environment, for one, is read under the lock of its memory map.  Who maps a file of a file system that does not
+    answer holds that lock until it does.  So the questions are put in a thread, which is left to itself when it hangs.
     """
 
     def __init__(self) -> None:
@@ -331,10 +334,8 @@ def start(leader: Identity, stop: str, started: list[Popen[bytes]]) -> None:
         stat = read_stat(leader[0])
         if argv != told["argv"] and (stat is None or stat[2] != leader[1]):
             return
-        quiet = subprocess.DEVNULL
-        env = {**os.environ, **told["env"]}
-        command = subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
-        started.append(command)
+        quiet, env = subprocess.DEVNULL, {**os.environ, **told["env"]}
+        started.append(subprocess.Popen(argv, env=env, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True))
     # ImportError: the interpreter was replaced or removed while the daemon ran.
     except (ImportError, OSError, ValueError, LookupError) as exc:
         say(f"a stop command cannot be run: {exc}")
@@ -366,8 +367,7 @@ def read_stat(pid: int) -> tuple[str, int, int, bool] | None:
 
 def marker_of(pid: int) -> str:
     """The attempt in the environment that the process was started with, or nothing."""
-    marker = (b"\0" + read(pid, "environ")).partition(b"\0" + MARKER)[2].partition(b"\0")[0]
-    return marker.decode(errors="replace")
+    return (b"\0" + read(pid, "environ")).partition(b"\0" + MARKER)[2].partition(b"\0")[0].decode(errors="replace")
 
 
 def read(pid: int, name: str) -> bytes:

@@ -33,7 +33,7 @@ import os, sys
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 import guard
 del sys.path[0]
-guard.main(sys.argv[2])
+guard.main(sys.argv[2], *map(int, sys.argv[3:]))
 os._exit(0)
 """
 # Seconds until a guardian that died is replaced: at first, and when the next ones die too.
@@ -74,9 +74,9 @@ class _Nobody:
 NOBODY: Final[Watcher] = _Nobody()
 
 
-def command(instance: str) -> list[str]:
-    """The command of the program, for *instance*."""
-    return [sys.executable, "-I", "-S", "-B", "-c", _LOAD, str(PROGRAM), instance]
+def command(instance: str, keeps_open: Sequence[int] = ()) -> list[str]:
+    """The command of the program, for *instance*; the descriptors that it *keeps_open* are for it to close."""
+    return [sys.executable, "-I", "-S", "-B", "-c", _LOAD, str(PROGRAM), instance, *map(str, keeps_open)]
 
 
 @asynccontextmanager
@@ -85,7 +85,8 @@ async def guarded(
 ) -> AsyncIterator[Guardian]:
     """A guardian for what the block starts; it stays until the block has ended, however that ends.
 
-    The program has the descriptors that it *keeps_open* for as long as it lives, and hands them to nobody.
+    The program has the descriptors that it *keeps_open* for as long as the next daemon has to wait (`guard.Sweep`),
+    and hands them to nobody.
 
     If *anybody_late* says in the end that something may still come (`spawning`), it is left to the guardian.
     """
@@ -166,7 +167,7 @@ class Guardian:
     async def _start(self) -> trio.Process | None:
         try:
             program = await trio.lowlevel.open_process(
-                command(self.instance),
+                command(self.instance, self._keeps_open),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 start_new_session=True,

@@ -5,9 +5,9 @@ It also names the earlier instances of which something may still run, because th
 with their guardian: whatever carries the marker of one of those is stopped before anything else starts.
 And it says of which attempts a reload has changed whether SIGKILL is forbidden: their markers do not.
 
-The file `guardian` is locked for as long as the daemon or its guardian lives.  A guardian that is still at work
-after its daemon was killed may run a stop command that knows a server by its name only, and would hit one that is
-started now; so its end is waited for first.
+The file `guardian` is locked for as long as the daemon lives, and then its guardian is at work.  That may run a stop
+command which knows a server by its name only, and would hit one that is started now; so its end is waited for first.
+Not that of those who survive SIGKILL, though: then the guardian goes on without the lock.
 Where nothing can be written, the daemon runs without, as it does without what it has learned (`state`).
 """
 
@@ -80,7 +80,7 @@ class Claim:
     _inode: tuple[int, int] | None = None
     """Of the file that is locked: by its path another may be found since."""
     guardian_file: int | None = None
-    """What the guardian is to have open for as long as it lives."""
+    """What the guardian is to have open for as long as it is waited for."""
     _may_start: bool = attrs.field(default=False, init=False)
     """The file is to name this one, too: not if it never gets so far, for such starts may be many."""
     left: tuple[Leftover, ...] = attrs.field(default=(), init=False)
