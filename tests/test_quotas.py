@@ -145,6 +145,19 @@ def test_another_configuration_takes_its_place():
     assert (quotas.of_model("a"), quotas.waiting) == (0, 0)
 
 
+def test_who_was_in_stays_in():
+    """For another model than before, beyond every limit; and is counted like all others."""
+    quotas = Quotas(config(max_queue=1, a=1))
+    few = key(concurrency=1)
+    with quotas.admit("a", few, SOON), quotas.queue(SOON):
+        with quotas.admit("a", few, nobody_asks, was_in=True), quotas.queue(nobody_asks, was_in=True):
+            assert (quotas.of_model("a"), quotas.of_key(few.name), quotas.waiting) == (2, 2, 2)
+        with pytest.raises(TooManyRequests), quotas.admit("a", few, SOON):
+            pytest.fail("let in")
+        with pytest.raises(QueueFull), quotas.queue(SOON):
+            pytest.fail("let in")
+
+
 def test_names_are_forgotten():
     """Those of peers' models are many, and counts of nothing are not kept."""
     quotas = Quotas(config())

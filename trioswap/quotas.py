@@ -34,17 +34,18 @@ class Quotas:
     _waiting: int = attrs.field(default=0, init=False)
 
     @contextmanager
-    def admit(self, model: str, key: Key, retry_after: RetryAfter) -> Iterator[None]:
+    def admit(self, model: str, key: Key, retry_after: RetryAfter, *, was_in: bool = False) -> Iterator[None]:
         """Count a request to *model*, by its real name, of who shows *key*, while the block runs.
 
-        A model that is not of ours has no limit.
+        A model that is not of ours has no limit.  What *was_in* until now, for another one, stays in.
 
         Raises:
             TooManyRequests: there are as many for this model, or by this key, as may be.
         """
         # The key first: to hear that somebody else fills the model helps nobody who may not send more anyway.
-        _check(f'the key "{key.name}"', self._of_keys[key.name], key.concurrency, retry_after)
-        _check(f'model "{model}"', self._of_models[model], self._limit(model), retry_after)
+        if not was_in:
+            _check(f'the key "{key.name}"', self._of_keys[key.name], key.concurrency, retry_after)
+            _check(f'model "{model}"', self._of_models[model], self._limit(model), retry_after)
         self._of_models[model] += 1
         self._of_keys[key.name] += 1
         try:
@@ -54,13 +55,13 @@ class Quotas:
             _subtract(self._of_keys, key.name)
 
     @contextmanager
-    def queue(self, retry_after: RetryAfter) -> Iterator[None]:
-        """Count a request as waiting while the block runs.
+    def queue(self, retry_after: RetryAfter, *, was_in: bool = False) -> Iterator[None]:
+        """Count a request as waiting while the block runs; what *was_in* until now stays in.
 
         Raises:
             QueueFull: as many wait as may, for all models together.
         """
-        if self._waiting >= self.config.max_queue:
+        if not was_in and self._waiting >= self.config.max_queue:
             raise QueueFull(self.config.max_queue, _seconds(retry_after))
         self._waiting += 1
         try:

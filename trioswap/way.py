@@ -56,6 +56,8 @@ class Way:
     route: Route
     passing: str | None = None
     """What passes by without a right to its model, in a few words; None: it is a use of it (invariant I12)."""
+    was_in: bool = False
+    """It has waited for another model until now, which was removed: it is not refused for being one too many."""
 
     def __attrs_post_init__(self) -> None:
         self.row.model = self.model
@@ -109,7 +111,7 @@ class Way:
         """
         if self.passing is not None:
             return nullcontext()
-        return self.services.quotas.admit(self.model, self.incoming.key, self.retry_after)
+        return self.services.quotas.admit(self.model, self.incoming.key, self.retry_after, was_in=self.was_in)
 
     def retry_after(self) -> int:
         """Seconds until one of those who are served now is done, as far as can be told."""
@@ -127,7 +129,7 @@ class Way:
         fleet, incoming = self.services.fleet, self.incoming
         with ExitStack() as waiting:
             if not self.row.let_in and not fleet.is_open(self.model):
-                waiting.enter_context(self.services.quotas.queue(self.retry_after))
+                waiting.enter_context(self.services.quotas.queue(self.retry_after, was_in=self.was_in))
             async with fleet.lease(self.model, incoming.key.weight, incoming.request_id) as held:
                 waiting.close()
                 self.row.let_in = True
