@@ -452,7 +452,7 @@ class Life:
         try:
             with services.tracker.track(exchange, exchange.path) as row:
                 wish = inference.Wish(TARGET, request.label.encode(), streams=client.stream)
-                await inference.forward(exchange, services, row, request.model, lambda *_: wish)
+                await inference.forward(exchange, services, row, lambda _: request.model, lambda *_: wish)
         except TrioswapError as exc:
             self.account.law(
                 exchange.status is None or isinstance(exc, Cancelled), "no error after the first byte (I14)"

@@ -275,7 +275,8 @@ def comments_for_all(patch: Patch) -> None:
     original = _Relay._next_look
 
     def next_look(self):
-        self.manner = attrs.evolve(self.manner, stream=True)
+        manner = attrs.evolve(self.manner, stream=True)
+        self.how = lambda: manner
         return original(self)
 
     patch.setattr(_Relay, "_next_look", next_look)

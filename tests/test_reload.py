@@ -22,6 +22,7 @@ from commands import daemon as command
 from daemons import (
     Scripted,
     at_once,
+    by_hand,
     chat,
     connect,
     document,
@@ -32,9 +33,11 @@ from daemons import (
     scripted,
     speakers,
 )
+from test_proxy import asked
 
 from trioswap.cli.serving import Source
 from trioswap.daemon import serve
+from trioswap.errors import ShuttingDown
 from trioswap.logs import Logs
 
 # Each in a domain, and so in a swap group, of its own.
@@ -286,6 +289,73 @@ async def test_who_waits_goes_on_after_each_reload(tmp_path):
             await eventually(partial(is_running, daemon.port, name, state="starting", waiting=1))
         await daemon.reload({"e": scripted(aliases=["a"])})
         assert (await client.answer()).status == 200
+
+
+async def test_who_was_let_in_stays_in(tmp_path):
+    """Whatever the limits of the model that it goes on with; they are for others."""
+    never = scripted("--ready-once", str(tmp_path / "never"))
+    few = scripted("--ready-once", str(tmp_path / "few"), aliases=["a"], concurrency_limit=1)
+    async with reloading(tmp_path, {"a": never}) as daemon, trio.open_nursery() as nursery:
+        answers = []
+
+        async def ask() -> None:
+            answers.append((await daemon.ask("a")).status)
+
+        for _ in range(3):
+            nursery.start_soon(ask)
+        await eventually(partial(is_running, daemon.port, "a", state="starting", waiting=3))
+        await daemon.reload({"b": few}, max_queue=1)
+        await eventually(partial(is_running, daemon.port, "b", state="starting", waiting=3))
+        assert (await daemon.ask("a")).status == 429
+        await daemon.reload({"c": scripted(aliases=["a"])}, max_queue=1)
+        with trio.fail_after(PATIENCE):
+            while len(answers) < 3:  # noqa: ASYNC110 - nobody tells
+                await trio.sleep(0.01)
+    assert answers == [200] * 3
+
+
+async def test_who_waits_for_a_page_of_comfyui_goes_on(tmp_path):
+    """With whom that is by then."""
+    never = scripted("--ready-once", str(tmp_path / "never"), aliases=["comfyui_auto"])
+    async with reloading(tmp_path, {"a": never}) as daemon, await connect(daemon.port) as client:
+        await client.ask("GET", "/comfyui/")
+        await eventually(partial(is_running, daemon.port, "a", state="starting", waiting=1))
+        await daemon.reload({"b": scripted(aliases=["comfyui_auto"])})
+        assert (await client.answer()).text == "b /"
+
+
+async def test_who_waits_is_told_as_whom_it_waits_for_by_then_says(tmp_path):
+    """Here in the text of its answer how far it is."""
+    never = scripted("--ready-once", str(tmp_path / "never"), send_loading_state=False)
+    telling = scripted("--ready-once", str(tmp_path / "telling"), aliases=["a"], send_loading_state=True)
+    async with reloading(tmp_path, {"a": never}, heartbeat=0.05) as daemon, await connect(daemon.port) as client:
+        await client.ask("POST", "/v1/chat/completions", chat("a", stream=True))
+        assert (await client.piece_of_body()).startswith(b":")
+        await daemon.reload({"b": telling}, heartbeat=0.05)
+        with trio.fail_after(PATIENCE):
+            while b"Loading model" not in await client.piece():
+                pass
+        (tmp_path / "telling").touch()
+        assert (await client.rest()).strip().endswith(b"data: [DONE]")
+
+
+async def test_who_goes_on_with_a_peer_is_told_of_the_end(tmp_path):
+    """As all are whom that peer serves."""
+    never = scripted("--ready-once", str(tmp_path / "never"))
+    answers = []
+    async with by_hand() as peer, trio.open_nursery() as nursery:
+        peers = {"p": {"proxy": peer.table("p")["proxy"], "models": ["a"]}}
+        async with reloading(tmp_path, {"a": never}) as daemon:
+
+            async def ask() -> None:
+                answers.append(await daemon.ask("a"))
+
+            nursery.start_soon(ask)
+            await eventually(partial(is_running, daemon.port, "a", state="starting", waiting=1))
+            await daemon.reload({}, peers=peers)
+            there = await asked(peer)
+        await there.stream.aclose()
+    assert [(answer.status, answer.json()["error"]["message"]) for answer in answers] == [(503, ShuttingDown().message)]
 
 
 @pytest.mark.parametrize("allowed", [["a"], ["b"], None])

@@ -17,6 +17,7 @@ import trio
 from daemons import Daemon, chat, counts, daemon, eventually, fetch, is_running, pid_of, running, scripted
 from daemons import connect as connect_http
 from serving import Client2, read_to_end
+from test_reload import reloading
 from websocket_peers import Peer, connect
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import CloseConnection, TextMessage
@@ -669,6 +670,33 @@ async def test_the_end_of_the_daemon_before_a_peer():
         assert await there.closes("a") == [1001]
     assert [code for code, _ in ends] == [1001]
     await client.stream.aclose()
+
+
+@pytest.mark.parametrize("to_peer", [False, True])
+async def test_a_websocket_that_waits_goes_on_with_whom_its_name_means_by_then(tmp_path, to_peer):
+    """Be that a model of ours or a peer's; and it hears of the end of the daemon like any other."""
+    never, ends, open_ = scripted("--ready-once", str(tmp_path / "never")), [], trio.Event()
+    async with world() as there, trio.open_nursery() as nursery:
+        peers = {"far": {"proxy": f"http://127.0.0.1:{there.port}", "models": ["a"]}}
+        async with reloading(tmp_path, {"a": never}) as served:
+            here = World(served)
+
+            async def talk() -> None:
+                client = await here.accepted("/v1/realtime?model=a")
+                await says(client)
+                open_.set()
+                ends.append(await client.closed())
+                await client.stream.aclose()
+
+            nursery.start_soon(talk)
+            await eventually(partial(waiting, here, "a"))
+            if to_peer:
+                await served.reload({}, peers=peers)
+            else:
+                await served.reload({"b": scripted(aliases=["a"], unload_drain_timeout=0.1)})
+            await open_.wait()
+        await eventually(there.is_idle)
+    assert [code for code, _ in ends] == [1001]
 
 
 # ---- HTTP/2 -------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ async def model_route(exchange: Exchange, services: Services) -> None:
                 stream = jsontext.outline(body).stream  # a filter may have asked for one, or for none
             return Wish(path + query, body, streams=stream and _can_stream(path))
 
-        await forward(exchange, services, row, wants.name, wish_of)
+        await forward(exchange, services, row, lambda _: wants.name, wish_of)
 
 
 async def upstream_route(exchange: Exchange, services: Services) -> None:
@@ -66,7 +66,7 @@ async def upstream_route(exchange: Exchange, services: Services) -> None:
         row = stack.enter_context(services.tracker.track(exchange, unquote(remainder.decode("ascii", "replace"))))
         passing = "a request for a page's file" if _is_passing(services, remainder) else None
         wish = Wish(remainder + exchange.raw_query, body, passing=passing)
-        await forward(exchange, services, row, name, lambda *_: wish)
+        await forward(exchange, services, row, lambda _: name, lambda *_: wish)
 
 
 async def comfyui_route(exchange: Exchange, services: Services) -> None:
@@ -75,7 +75,7 @@ async def comfyui_route(exchange: Exchange, services: Services) -> None:
     Raises:
         NotLoaded: another page is asked for, and the model is not ready.
     """
-    model = services.routing.model(COMFYUI)
+    model = comfyui(services)
     with ExitStack() as stack:
         with services.routing.route(model, exchange.key):  # who may not is told so before anything else
             if exchange.rest and services.fleet.passing(model) is None:
@@ -83,7 +83,16 @@ async def comfyui_route(exchange: Exchange, services: Services) -> None:
         body = await _upload(exchange, services, stack)
         row = stack.enter_context(services.tracker.track(exchange, exchange.path))
         target = b"/" + exchange.rest + exchange.raw_query
-        await forward(exchange, services, row, model, lambda *_: Wish(target, body))
+        await forward(exchange, services, row, comfyui, lambda *_: Wish(target, body))
+
+
+def comfyui(services: Services) -> str:
+    """The name of that model.
+
+    Raises:
+        UnknownModel: there is none.
+    """
+    return services.routing.model(COMFYUI)
 
 
 async def comfyui_root(exchange: Exchange, _: Services) -> None:
@@ -144,24 +153,35 @@ class Wish:
 
 
 @attrs.define(eq=False)
-class _Errand:
-    """A request on its way to whom *name* leads; if a reload removes that one meanwhile, to whom it leads by then."""
+class Errand:
+    """A request or websocket on its way to whom *name* leads, even if a reload changes that while it waits."""
 
-    exchange: Exchange
+    incoming: Incoming
     row: Tracked
-    name: str
+    name: Callable[[Services], str]
     wish_of: Callable[[Services, Route], Wish]
     chosen: ExitStack
     """Gives back what the choice has reserved."""
     admission: ExitStack
     way: Way = attrs.field(init=False)
     wish: Wish = attrs.field(init=False)
+    queue_timeout: float = attrs.field(init=False)
+    """Seconds that it may wait for its model, as they were when it came."""
 
-    def begin(self, services: Services) -> None:
-        route = self.chosen.enter_context(services.routing.route(self.name, self.exchange.key))
+    def begin(self, services: Services, *, was_in: bool = False) -> None:
+        """Find out where it goes, and let it in.
+
+        Raises:
+            UnknownModel, PinnedToNobody, Forbidden: it goes nowhere.
+            TooManyRequests: it is one too many.
+        """
+        route = self.chosen.enter_context(services.routing.route(self.name(services), self.incoming.key))
         self.wish = self.wish_of(services, route)
-        self.way = Way(self.exchange, services, self.row, route, self.wish.passing)
+        passing = None if was_in else self.wish.passing  # what only passes by has not waited
+        self.way = Way(self.incoming, services, self.row, route, passing, was_in)
         self.admission.enter_context(self.way.admitted())
+        if not was_in:
+            self.queue_timeout = self.way.queue_timeout
 
     def _begin_anew(self, removed: ModelRemoved) -> None:
         services = self.way.services.now
@@ -169,12 +189,12 @@ class _Errand:
             raise removed
         self.admission.close()
         self.chosen.close()
-        key = services.keyring.find(self.exchange.headers)
+        key = services.keyring.find(self.incoming.headers)
         if key is None:
             raise removed
-        self.exchange.key = key
+        self.incoming.key = key
         try:
-            self.begin(services)
+            self.begin(services, was_in=True)
         except (UnknownModel, Forbidden):  # nobody is called so, or nobody whom this client may ask
             raise removed from None
 
@@ -192,32 +212,47 @@ class _Errand:
 
     def call(self) -> Call:
         """What the server that was found is asked."""
-        return Call(self.exchange.method, self.wish.target, self.way.headers, self.wish.body)
+        return Call(self.incoming.method, self.wish.target, self.way.headers, self.wish.body)
+
+
+@attrs.define(eq=False)
+class _Request(Errand):
+    """One whose client is kept informed, as is right for whom it leads to."""
+
+    manner: proxy.Manner = attrs.field(init=False)
+
+    def begin(self, services: Services, *, was_in: bool = False) -> None:
+        """See `Errand`."""
+        super().begin(services, was_in=was_in)
+        self.manner = _manner(self)
 
 
 async def forward(
-    exchange: Exchange, services: Services, row: Tracked, name: str, wish_of: Callable[[Services, Route], Wish]
+    exchange: Exchange,
+    services: Services,
+    row: Tracked,
+    name: Callable[[Services], str],
+    wish_of: Callable[[Services, Route], Wish],
 ) -> None:
     """Answer *exchange* with what the server says to whom *name* leads, which is asked what *wish_of* says of it."""
     with ExitStack() as chosen, ExitStack() as admission:
-        errand = _Errand(exchange, row, name, wish_of, chosen, admission)
+        errand = _Request(exchange, row, name, wish_of, chosen, admission)
         errand.begin(services)
-        # Whoever has its answer, and asks again, is not to meet itself.
-        manner = _manner(errand.way, exchange, admission.close, streams=errand.wish.streams)
-        await proxy.forward(exchange, row, errand.source, errand.call, manner)
+        await proxy.forward(exchange, row, errand.source, errand.call, lambda: errand.manner)
 
 
-def _manner(way: Way, exchange: Exchange, over: Callable[[], None], *, streams: bool) -> proxy.Manner:
-    config, dialect = way.services.config, sse.dialect_of(exchange.path)
+def _manner(errand: Errand) -> proxy.Manner:
+    way, incoming, streams = errand.way, errand.incoming, errand.wish.streams
+    config, dialect = way.services.config, sse.dialect_of(incoming.path)
     spec = config.models.get(way.model)
     wants_text = streams and spec is not None and spec.send_loading_state
 
     def progress() -> sse.Progress | None:
-        view = way.services.fleet.progress(exchange.request_id)
+        view = way.services.fleet.progress(incoming.request_id)
         return None if view is None else sse.Progress.of(view)
 
     def text() -> sse.LoadingText:
-        return sse.LoadingText(dialect, exchange.request_id, int(time.time()))
+        return sse.LoadingText(dialect, incoming.request_id, int(time.time()))
 
     return proxy.Manner(
         way.model,
@@ -226,8 +261,8 @@ def _manner(way: Way, exchange: Exchange, over: Callable[[], None], *, streams: 
         progress,
         config.heartbeat,
         text if wants_text else None,
-        preferred_wait(exchange.headers),
-        way.queue_timeout,
-        over,
+        preferred_wait(incoming.headers),
+        errand.queue_timeout,
+        errand.admission.close,  # whoever has its answer, and asks again, is not to meet itself
         None if way.peer is None else way.services.fleet.wait_ended,
     )

@@ -109,10 +109,12 @@ class End:
 Piece = Head | bytes | End | TrioswapError
 
 
-async def forward(exchange: Exchange, row: Tracked, source: Source, call: Callable[[], Call], manner: Manner) -> None:
+async def forward(
+    exchange: Exchange, row: Tracked, source: Source, call: Callable[[], Call], manner: Callable[[], Manner]
+) -> None:
     """Answer *exchange* with what the server of *source* says to *call*; end early when the client leaves.
 
-    What *call* is may depend on what *source* has found, so it is asked then.
+    What *call* is may depend on what *source* has found, so it is asked then, and so may *manner* at any time.
     Who ends *row* from outside ends it as a failure of the server does.
 
     Raises:
@@ -129,7 +131,7 @@ class _Relay:
     row: Tracked
     source: Source
     call: Callable[[], Call]
-    manner: Manner
+    how: Callable[[], Manner]
     since: float = attrs.field(factory=trio.current_time)
     waits_since: float = attrs.field(factory=trio.current_time)
     """When it began to wait for its model, for the last time."""
@@ -144,16 +146,21 @@ class _Relay:
     text: sse.LoadingText | None = None
     events: sse.WholeEvents | None = None
     """What of the stream may pass; None: no stream of events, or none that we could add to."""
+    nursery: trio.Nursery = attrs.field(init=False)
+    """Whose tasks end with it."""
+
+    @property
+    def manner(self) -> Manner:
+        """As it is by now: the request may go on with another model than the one that it waited for."""
+        return self.how()
 
     async def run(self) -> None:
         hand, take = trio.open_memory_channel[Piece](HAND_OVER)
         with take:  # for as long as the reader is there: what it says when all has been said already does no harm
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._read, hand)
-                if self.manner.closing is not None:
-                    nursery.start_soon(self._end_when_closing, self.manner.closing)
+            async with trio.open_nursery() as self.nursery:
+                self.nursery.start_soon(self._read, hand)
                 failure = await self._write(take)
-                nursery.cancel_scope.cancel(reason="answered")
+                self.nursery.cancel_scope.cancel(reason="answered")
         if failure is not None:
             raise failure
 
@@ -181,7 +188,9 @@ class _Relay:
     async def _attempt(self, hand: trio.MemorySendChannel[Piece], *, last: bool = False) -> bool:
         """Forward once; False: the model server died before its first byte, so try again."""
         async with self.source() as held:
-            call = self.call()
+            call, closing = self.call(), self.manner.closing
+            if closing is not None:  # not before: who waits for a model of ours may go on with a peer's
+                self.nursery.start_soon(self._end_when_closing, closing)
             self.granted = trio.current_time()
             self.look.deadline = self._next_look()
             # What follows a stream that is ours must be readable without more ado, and it may be so by then.

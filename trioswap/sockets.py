@@ -27,11 +27,10 @@ from trioswap.errors import (
     UnknownPath,
     UpstreamFailed,
 )
-from trioswap.fleet import Fleet
-from trioswap.inference import COMFYUI, split
+from trioswap.inference import Errand, Wish, comfyui, split
 from trioswap.names import AtPeer, Here
 from trioswap.routing import Route
-from trioswap.tunnel import Event, relay
+from trioswap.tunnel import relay
 from trioswap.way import Held, Way
 from trioswap.websocket import WebSocket, open_websocket
 
@@ -43,7 +42,11 @@ Handler = Callable[[Socket, Services], Awaitable[None]]
 async def realtime_socket(socket: Socket, services: Services) -> None:
     """A route whose query names the model."""
     name = _named(socket.raw_query)
-    await _connect(socket, services, name, socket.path, lambda route: socket.raw_path + _query(socket, services, route))
+
+    def target_of(services: Services, route: Route) -> bytes:
+        return socket.raw_path + _query(socket, services, route)
+
+    await _connect(socket, services, lambda _: name, socket.path, target_of)
 
 
 async def upstream_socket(socket: Socket, services: Services) -> None:
@@ -51,33 +54,37 @@ async def upstream_socket(socket: Socket, services: Services) -> None:
     name, remainder = split(socket, services)
     path = remainder or b"/"
     shown = unquote(path.decode("ascii", "replace"))
-    await _connect(socket, services, name, shown, lambda _: path + socket.raw_query)
+    await _connect(socket, services, lambda _: name, shown, lambda *_: path + socket.raw_query)
 
 
 async def comfyui_socket(socket: Socket, services: Services) -> None:
     """/comfyui/...: the pages of ComfyUI hold one each for as long as they are open."""
     target = b"/" + socket.rest + socket.raw_query
-    await _connect(socket, services, services.routing.model(COMFYUI), socket.path, lambda _: target)
+    await _connect(socket, services, comfyui, socket.path, lambda *_: target)
 
 
 async def _connect(
-    socket: Socket, services: Services, name: str, shown: str, target_of: Callable[[Route], bytes]
+    socket: Socket,
+    services: Services,
+    name: Callable[[Services], str],
+    shown: str,
+    target_of: Callable[[Services, Route], bytes],
 ) -> None:
     """On to the model called *name*; *shown* is the path as others see it, *target_of* makes that for the server."""
-    with ExitStack() as stack:
-        row = stack.enter_context(services.tracker.track(socket, shown))
-        chosen = stack.enter_context(ExitStack())
-        route = chosen.enter_context(services.routing.route(name, socket.key))
-        ignored = _is_ignored(services, route)
-        if ignored:
+
+    def wish_of(services: Services, route: Route) -> Wish:
+        return Wish(target_of(services, route), b"", passing="a websocket" if _is_ignored(services, route) else None)
+
+    with services.tracker.track(socket, shown) as row, ExitStack() as chosen, ExitStack() as admission:
+        errand = Errand(socket, row, name, wish_of, chosen, admission)
+        errand.begin(services)
+        if errand.way.passing is not None:
             chosen.close()  # it is not counted where selectors look for who has little to do (surface reference 1.8)
-        way = Way(socket, services, row, route, "a websocket" if ignored else None)
-        stack.enter_context(way.admitted())
-        await relay(socket, lambda: _open(way, socket, target_of(route)), _end_of(way), _closing(way))
+        await relay(socket, lambda: _open(errand, socket), _end_of(errand.way), _Closing(errand))
 
 
 @asynccontextmanager
-async def _open(way: Way, socket: Socket, target: bytes) -> AsyncIterator[WebSocket]:
+async def _open(errand: Errand, socket: Socket) -> AsyncIterator[WebSocket]:
     """A websocket to the server, once that may be asked, and the right to it.
 
     Raises:
@@ -89,31 +96,30 @@ async def _open(way: Way, socket: Socket, target: bytes) -> AsyncIterator[WebSoc
     try:
         with waiting:
             async with AsyncExitStack() as stack:
-                yield await _reach(way, socket, target, waiting, stack)
+                yield await _reach(errand, socket, waiting, stack)
                 return
     except LeaseCut:
-        if way.services.fleet.closing.is_set():
+        if errand.way.services.fleet.closing.is_set():
             raise ShuttingDown from None  # the model is not all that goes
         raise
-    raise QueueTimedOut(way.model, way.queue_timeout, way.retry_after())
+    raise QueueTimedOut(errand.way.model, errand.queue_timeout, errand.way.retry_after())
 
 
-async def _reach(
-    way: Way, socket: Socket, target: bytes, waiting: trio.CancelScope, stack: AsyncExitStack
-) -> WebSocket:
+async def _reach(errand: Errand, socket: Socket, waiting: trio.CancelScope, stack: AsyncExitStack) -> WebSocket:
     """Open a websocket, whose end is on *stack*; once more if the server died before it answered (invariant I14)."""
-    headers = way.headers if way.peer is None else way.peer.passed_on(way.headers)
-    waiting.deadline = trio.current_time() + way.queue_timeout
+    waiting.deadline = trio.current_time() + errand.queue_timeout
 
     async def attempt(held: Held) -> WebSocket:
         waiting.deadline = math.inf
-        url, offered = held.upstream.base_url, socket.subprotocols
+        way = errand.way
+        headers = way.headers if way.peer is None else way.peer.passed_on(way.headers)
+        url, target, offered = held.upstream.base_url, errand.wish.target, socket.subprotocols
         opening = open_websocket(way.model, url, target, headers, offered, timeouts=way.timeouts)
         websocket = await stack.enter_async_context(opening)
         held.answered(101)
         return websocket
 
-    held = await stack.enter_async_context(way.source())
+    held = await stack.enter_async_context(errand.source())
     try:
         return await attempt(held)
     except UpstreamFailed as exc:
@@ -121,9 +127,9 @@ async def _reach(
             raise
         if not await held.has_died():
             raise
-    logger.info("retry on a fresh start model=%s", way.model)
+    logger.info("retry on a fresh start model=%s", errand.way.model)
     await stack.aclose()
-    return await attempt(await stack.enter_async_context(way.source()))
+    return await attempt(await stack.enter_async_context(errand.source()))
 
 
 def _named(query: bytes) -> str:
@@ -174,25 +180,24 @@ def _end_of(way: Way) -> trio.Event | None:
     return held.dead
 
 
-def _closing(way: Way) -> Event | None:
+@attrs.frozen
+class _Closing:
     """The end of the daemon, for a websocket that holds no lease which would be cut then.
 
     What goes to a peer may go on as long as anything does.
     """
-    fleet = way.services.fleet
-    if way.peer is not None:
-        return _End(fleet)
-    return None if way.passing is None else fleet.closing
 
-
-@attrs.frozen
-class _End:
-    """All our model servers are gone."""
-
-    fleet: Fleet
+    errand: Errand
 
     async def wait(self) -> None:
-        await self.fleet.wait_ended()
+        """Return when it has come, for who serves the websocket by now."""
+        way = self.errand.way
+        if way.peer is not None:
+            await way.services.fleet.wait_ended()
+        elif way.passing is not None:
+            await way.services.fleet.closing.wait()
+        else:
+            await trio.sleep_forever()
 
 
 @attrs.frozen
