@@ -333,7 +333,7 @@ async def test_who_waits_is_told_as_whom_it_waits_for_by_then_says(tmp_path):
         assert (await client.piece_of_body()).startswith(b":")
         await daemon.reload({"b": telling}, heartbeat=0.05)
         with trio.fail_after(PATIENCE):
-            while b"Loading model" not in await client.piece():
+            while b"Loading model b" not in await client.piece():
                 pass
         (tmp_path / "telling").touch()
         assert (await client.rest()).strip().endswith(b"data: [DONE]")

@@ -191,9 +191,9 @@ class LoadingText:
                 return comment(progress)
 
 
-def _news(progress: Progress) -> tuple[str, int | None, tuple[str, ...]]:
+def _news(progress: Progress) -> tuple[str, str, int | None, tuple[str, ...]]:
     """What must differ for another sentence: all in it that is not a guess."""
-    return progress.stage, None if progress.stage in _NO_LINE else progress.place, progress.waits_for
+    return progress.model, progress.stage, None if progress.stage in _NO_LINE else progress.place, progress.waits_for
 
 
 # Stages that end for all in the line at once, if the model takes them together; so the place says nothing.
