@@ -94,9 +94,19 @@ async def test_a_limit_that_was_kept_is_kept_again(autojump_clock):
 # ---- by a reload -------------------------------------------------------------------------------
 
 
-async def test_a_start_that_takes_too_long_by_now(tmp_path):
+@pytest.mark.parametrize(
+    ("model", "key", "why"),
+    [
+        (scripted("--never-ready", health_check_timeout=ENDLESS), "health_check_timeout", "not ready within"),
+        (
+            scripted(hooks={"before_start": ["sleep", "1000"]}, hook_timeout=ENDLESS),
+            "hook_timeout",
+            "hook before_start did not end within",
+        ),
+    ],
+)
+async def test_a_start_that_takes_too_long_by_now(tmp_path, model, key, why):
     """It has failed, and who waits is told the limit that counted in the end."""
-    model = scripted("--never-ready", health_check_timeout=ENDLESS)
     async with reloading(tmp_path, {"a": model}) as daemon, trio.open_nursery() as nursery:
         answers: list[object] = []
 
@@ -105,27 +115,10 @@ async def test_a_start_that_takes_too_long_by_now(tmp_path):
 
         nursery.start_soon(ask)
         await eventually(partial(is_running, daemon.port, "a", state="starting"))
-        said = await daemon.reload({"a": changed(model, health_check_timeout=OVER)})
-        assert said["updated"] == {"a": ["health_check_timeout"]}
+        assert (await daemon.reload({"a": changed(model, **{key: OVER})}))["updated"] == {"a": [key]}
         await eventually(partial(some, answers))
         assert answers[0].status == 503
-        assert f"within {OVER} s (health_check_timeout)" in answers[0].text
-
-
-async def test_a_hook_that_takes_too_long_by_now(tmp_path):
-    """The same."""
-    model = scripted(hooks={"before_start": ["sleep", "1000"]}, hook_timeout=ENDLESS)
-    async with reloading(tmp_path, {"a": model}) as daemon, trio.open_nursery() as nursery:
-        answers: list[object] = []
-
-        async def ask() -> None:
-            answers.append(await daemon.ask("a"))
-
-        nursery.start_soon(ask)
-        await eventually(partial(is_running, daemon.port, "a", state="starting"))
-        await daemon.reload({"a": changed(model, hook_timeout=OVER)})
-        await eventually(partial(some, answers))
-        assert f"hook before_start did not end within {OVER} s (hook_timeout)" in answers[0].text
+        assert f"{why} {OVER} s ({key})" in answers[0].text
 
 
 async def test_a_drain_that_takes_too_long_by_now(tmp_path):
