@@ -102,6 +102,17 @@ def guardians_of(instance: str) -> list[int]:
     return [pid for pid, command in everybody("cmdline") if arguments in command]
 
 
+async def guardian_of(instance: str) -> int:
+    """The one guardian of that daemon, whose command the kernel shows a moment after its start has been told."""
+
+    async def has_one() -> bool:
+        return bool(guardians_of(instance))
+
+    await eventually(has_one)
+    [found] = guardians_of(instance)
+    return found
+
+
 def everybody(name: str) -> Iterator[tuple[int, bytes]]:
     """Every living process and one of its files, read without any code of the guardian."""
     for directory in proctree.PROC.glob("[0-9]*"):
@@ -149,7 +160,7 @@ async def scene(path: str, port: int, phase: str) -> AsyncIterator[Scene]:
         members = [process.pid for process in family.left]
         assert len(members) == 4
         instance = family.marker.partition("-")[0]
-        [guardian] = guardians_of(instance)
+        guardian = await guardian_of(instance)
         yield Scene(served, instance, guardian, members)
         nursery.cancel_scope.cancel(reason="the daemon is dead")
 
@@ -193,7 +204,7 @@ async def test_the_guardian_knows_what_a_reload_says_of_the_end(tmp_path):
         write_config(tmp_path, models, state_dir=state)
         answer = await fetch(served.port, "POST", "/api/reload")
         assert answer.json()["updated"] == {"a": ["cmd_stop", "never_kill"]}
-        [guardian] = guardians_of(guard.marker_of(pid).partition("-")[0])
+        guardian = await guardian_of(guard.marker_of(pid).partition("-")[0])
         served.process.kill()
         await wait_gone(guardian)
     try:
@@ -215,7 +226,7 @@ async def test_who_must_not_be_killed_since_a_reload_is_not(tmp_path, killed, sp
         write_config(tmp_path, {"a": {**deaf, "never_kill": spared}}, state_dir=str(state))
         answer = await fetch(served.port, "POST", "/api/reload")
         assert answer.json()["updated"] == {"a": ["never_kill"]}
-        [guardian] = guardians_of(marker.partition("-")[0])
+        guardian = await guardian_of(marker.partition("-")[0])
         if killed == "both":
             await eventually(partial(is_noted, state))
             os.kill(served.process.pid, signal.SIGSTOP)  # or it would start another
@@ -240,7 +251,7 @@ async def test_who_must_not_be_killed_since_a_reload_is_not_though_the_server_ha
     async with command("serve", "-c", file) as served, trio.open_nursery() as nursery:
         pid = int((await fetch(served.port, "GET", "/upstream/a/pid")).text)
         [helper] = (await fetch(served.port, "GET", "/upstream/a/children")).json()
-        [guardian] = guardians_of(guard.marker_of(pid).partition("-")[0])
+        guardian = await guardian_of(guard.marker_of(pid).partition("-")[0])
         nursery.start_soon(ask_in_vain, served.port, "/api/models/unload/a")
         await wait_gone(pid)
         write_config(tmp_path, {"a": {**table, "never_kill": True}}, state_dir=str(state))
@@ -289,7 +300,7 @@ async def test_a_guardian_that_died_is_replaced_by_one_that_knows_as_much(tmp_pa
             return (await fetch(played.served.port, "GET", "/logs")).text.splitlines()
 
         await eventually(replaced)
-        [new] = guardians_of(played.instance)
+        new = await guardian_of(played.instance)
         played.kill_daemon()
         await attrs.evolve(played, guardian=new).wait_clean()
 
@@ -328,7 +339,7 @@ async def test_the_next_start_waits_until_the_guardian_has_ended(tmp_path, caplo
     model = {**scripted().table("a"), "cmd_stop": [*python(code), str(left)]}
     async with command("serve", "-c", write_config(tmp_path, {"a": model}, state_dir=str(state))) as served:
         pid = int((await fetch(served.port, "GET", "/upstream/a/pid")).text)
-        [guardian] = guardians_of(guard.marker_of(pid).partition("-")[0])
+        guardian = await guardian_of(guard.marker_of(pid).partition("-")[0])
         os.kill(guardian, signal.SIGSTOP)
         served.process.kill()
         await wait_gone(served.process.pid)
@@ -385,7 +396,7 @@ async def test_a_server_whose_program_is_still_being_loaded_is_not_left(tmp_path
             answer = await fetch(served.port, "POST", CHAT, chat("a"))
             assert "not spawned within 0.3 s" in answer.text
             [instance] = json.loads((tmp_path / "state" / "lock").read_text())["instances"]
-            [guardian], [late] = guardians_of(instance), loading(instance)
+            guardian, [late] = await guardian_of(instance), loading(instance)
             served.process.send_signal(end)
             with trio.fail_after(PATIENCE):
                 assert await served.process.wait() == (0 if end == signal.SIGTERM else -end)
@@ -623,6 +634,7 @@ async def test_the_program_knows_what_it_is_to_keep_open(tmp_path):
     """Each descriptor, which it has."""
     with (tmp_path / "lock").open("w") as file:
         async with guarded(OURS, keeps_open=[file.fileno()]) as guardian:
+            assert await guardian_of(OURS) == guardian.pid
             told = proctree.PROC.joinpath(str(guardian.pid), "cmdline").read_bytes().split(b"\0")
             assert told[-2] == b"%d" % file.fileno()
             assert proctree.PROC.joinpath(str(guardian.pid), "fd", told[-2].decode()).readlink() == Path(file.name)

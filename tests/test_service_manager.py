@@ -21,7 +21,7 @@ from commands import Daemon
 from commands import daemon as command
 from daemons import chat, connect, ending, eventually, fetch, is_running, pid_of, scripted, write_config
 from test_daemon import family_at, refuses
-from test_guardian import carriers, guardians_of
+from test_guardian import carriers, guardian_of, guardians_of
 
 from trioswap import process, proctree
 from trioswap.remote import Prober
@@ -79,7 +79,7 @@ async def service(path: str, *ports: int) -> AsyncIterator[Service]:
             family = await family_at(port)
             servers += [process.pid for process in family.left]
             instance = family.marker.partition("-")[0]
-        [guardian] = guardians_of(instance)
+        guardian = await guardian_of(instance)
         yield Service(served, instance, guardian, servers)
 
 
