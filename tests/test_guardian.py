@@ -1065,6 +1065,7 @@ async def test_it_does_not_carry_the_marker_of_a_daemon_around_it(monkeypatch):
     """A trioswap that is a model server of another is stopped by the other's guardian, but its own must live on."""
     monkeypatch.setenv(proctree.MARKER, "outer-1")
     async with guarded("inner") as guardian:
+        assert await guardian_of("inner") == guardian.pid  # before, its environment is empty, too
         assert guardian.pid not in carriers("outer")
 
 

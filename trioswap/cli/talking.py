@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -115,16 +116,19 @@ def logs(model: str | None, follow: bool, url: str) -> None:
     path = f"/logs/stream/{quote(model, safe='')}" if model else "/logs/stream"
     path += "" if follow else "?no-follow"
     out = sys.stdout.buffer
-    # Ctrl-C is how one ends what goes on for ever.
-    with contextlib.suppress(KeyboardInterrupt), _daemon(url) as client, client.stream("GET", path) as answer:
+    with _daemon(url) as client, client.stream("GET", path) as answer:
         for data in answer.iter_bytes():
             out.write(data)
             out.flush()
 
 
-def _daemon(url: str) -> contextlib.AbstractContextManager[DaemonClient]:
+def _daemon(url: str) -> AbstractContextManager[DaemonClient]:
     from trioswap.remote import daemon_client
 
+    # Who only asks and prints is ended by Ctrl-C as `tail -f` is, by the kernel.  A handler of Python's is overlooked
+    # when the signal comes just before the wait for the daemon's next word.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else a shell has us ignore it: we run with `&`
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     return daemon_client(url, os.environ.get("TRIOSWAP_API_KEY"))
 
 
